@@ -1,0 +1,1 @@
+"""dpbert_jax: input-adaptive BERT inference with a planner that chooses layers for every input."""

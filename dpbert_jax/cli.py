@@ -1,0 +1,30 @@
+"""What the command-line scripts share: flags into a dataclass, user errors into exit code 2."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from dpbert_jax.errors import UserError
+
+
+def parse(arguments: type, description: str | None, argv: Sequence[str] | None = None) -> Any:
+    """Parses flags into the dataclass; argparse itself exits with 2 on what it cannot read."""
+    parser = HfArgumentParser(arguments, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return parsed
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Runs a script's main function; a user's mistake is one sentence and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("dpbert_jax").setLevel(logging.INFO)
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,204 @@
+"""Configuration of the backbone, the planner and their sum; reads and writes `config.json`.
+
+Field names of `BertConfig` are Hugging Face's, so that a DPBERT folder's `config.json` is also the
+`config.json` of its plain BERT; everything of ours sits under the one extra key `dpbert`.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpbert_jax.errors import UserError
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu")
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Hyper-parameters of a BERT encoder with a sequence-level head (Devlin et al., 1810.04805)."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None  # None: hidden_dropout_prob, as Hugging Face has it
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    num_labels: int = 2
+    labels: tuple[str, ...] | None = None  # class names in id order; None where there are none
+    is_regression: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}."
+            )
+        for rate in (self.hidden_dropout_prob, self.attention_probs_dropout_prob):
+            if not 0 <= rate <= 0.9:
+                raise UserError(f"A dropout probability is {rate}, but must lie in [0, 0.9].")
+        if self.labels is not None and len(self.labels) != self.num_labels:
+            raise UserError(f"There are {len(self.labels)} labels, but num_labels is {self.num_labels}.")
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(f"hidden_act '{self.hidden_act}' is not one of {list(ACTIVATIONS)}.")
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """Hyper-parameters of the planner and the range of budgets that it was trained for."""
+
+    stem_layers: int = 1  # layers that always run and whose output the planner reads
+    hidden_size: int = 64
+    logit_bound: float = 6.0  # gate logits lie in (-bound, bound): gates never saturate for good
+    initial_logit: float = 2.0  # at the start nearly every layer runs (sigmoid(2) = 0.88)
+    min_budget: float = 0.4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds on the gate logits that make a split's mean cost equal the budget, on a grid."""
+
+    budgets: tuple[float, ...]  # ascending
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.budgets) != len(self.thresholds) or list(self.budgets) != sorted(self.budgets):
+            raise UserError(
+                "dpbert.calibration must hold ascending budgets and one threshold for each."
+            )
+
+
+@dataclass(frozen=True)
+class DPBertConfig:
+    """A BERT, and a planner over its layers; `planner=None` is a plain dense BERT."""
+
+    bert: BertConfig
+    planner: PlannerConfig | None = None
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        if self.planner and not 0 <= self.planner.stem_layers < self.bert.num_hidden_layers:
+            raise UserError(
+                f"stem_layers is {self.planner.stem_layers}, but must lie in 0 .. "
+                f"{self.bert.num_hidden_layers - 1}: the model has {self.bert.num_hidden_layers} "
+                "layers and the planner needs at least one to plan."
+            )
+
+    @property
+    def stem_layers(self) -> int:
+        """Layers that run for every input: all of them where there is no planner."""
+        return self.planner.stem_layers if self.planner else self.bert.num_hidden_layers
+
+    @property
+    def num_gates(self) -> int:
+        """Planned layers, P = L - stem_layers."""
+        return self.bert.num_hidden_layers - self.stem_layers
+
+
+BERT_BASE = BertConfig()
+TINY = BertConfig(  # for tests: small enough to try all 2^L plans
+    vocab_size=64,
+    hidden_size=16,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=32,
+)
+PRESETS = {"bert-base": BERT_BASE, "tiny": TINY}
+
+
+def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
+    """Builds a config from the contents of a `config.json`; `where` names it in errors."""
+    if values.get("model_type") != "bert":
+        raise UserError(
+            f"{where}: model_type is {values.get('model_type')!r}, but only 'bert' can be loaded."
+        )
+    if values.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"{where}: only absolute position embeddings can be loaded.")
+    own = {field.name for field in dataclasses.fields(BertConfig)} - {"labels"}
+    fields = {key: value for key, value in values.items() if key in own}
+    names = values.get("id2label")
+    if names:
+        ordered = tuple(str(names[key]) for key in sorted(names, key=int))
+        # Hugging Face fills in LABEL_0, LABEL_1, ... where nobody gave names.
+        generic = all(name == f"LABEL_{i}" for i, name in enumerate(ordered))
+        fields |= {"labels": None if generic else ordered, "num_labels": len(ordered)}
+    # Hugging Face's rule: one output means regression unless the config says otherwise.
+    problem = values.get("problem_type") or (
+        "regression" if fields.get("num_labels") == 1 else "single_label_classification"
+    )
+    if problem not in ("regression", "single_label_classification"):
+        raise UserError(f"{where}: problem_type '{problem}' is not supported.")
+    fields["is_regression"] = problem == "regression"
+    extra = values.get("dpbert")
+    try:
+        bert = BertConfig(**fields)
+        if extra is None:
+            return DPBertConfig(bert)
+        calibration = extra.get("calibration")
+        return DPBertConfig(
+            bert,
+            PlannerConfig(**extra["planner"]),
+            Calibration(**{key: tuple(value) for key, value in calibration.items()})
+            if calibration
+            else None,
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{where} is not a configuration of this library: {error}.") from error
+
+
+def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
+    """The contents of a `config.json`; the inverse of `from_hf_dict`."""
+    values = dataclasses.asdict(config.bert)
+    labels, is_regression = values.pop("labels"), values.pop("is_regression")
+    names = labels or [f"LABEL_{i}" for i in range(values.pop("num_labels"))]
+    values.pop("num_labels", None)
+    values |= {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "position_embedding_type": "absolute",
+        "problem_type": "regression" if is_regression else "single_label_classification",
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    if config.planner:
+        values["dpbert"] = {
+            "planner": dataclasses.asdict(config.planner),
+            "calibration": dataclasses.asdict(config.calibration) if config.calibration else None,
+        }
+    return values
+
+
+def read_config(folder: Path) -> DPBertConfig:
+    """Reads `folder/config.json`."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} has no config.json: it is not the folder of a model or run."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return from_hf_dict(values, str(path))
+
+
+def write_config(config: DPBertConfig, folder: Path) -> None:
+    """Writes `folder/config.json`."""
+    text = json.dumps(to_hf_dict(config), indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,11 @@
+"""Conversion between Hugging Face folders and this library's parameters."""
+
+from dpbert_jax.convert.huggingface import (
+    load_params,
+    load_run,
+    load_tokenizer,
+    resolve_folder,
+    save_folder,
+)
+
+__all__ = ["load_params", "load_run", "load_tokenizer", "resolve_folder", "save_folder"]

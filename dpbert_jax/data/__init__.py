@@ -1,0 +1,30 @@
+"""From raw text to length-bucketed batches of numpy arrays; knows nothing of models."""
+
+from dpbert_jax.data.batches import (
+    LENGTH_BUCKETS,
+    Batch,
+    batches,
+    bucket_length,
+    epoch_schedule,
+    num_batches,
+)
+from dpbert_jax.data.sources import TASK_NAMES, load_task
+from dpbert_jax.data.tasks import GLUE_TASKS, Examples, TaskData, TaskSpec
+from dpbert_jax.data.tokenize import TokenizedSplit, tokenize
+
+__all__ = [
+    "GLUE_TASKS",
+    "LENGTH_BUCKETS",
+    "TASK_NAMES",
+    "Batch",
+    "Examples",
+    "TaskData",
+    "TaskSpec",
+    "TokenizedSplit",
+    "batches",
+    "bucket_length",
+    "epoch_schedule",
+    "load_task",
+    "num_batches",
+    "tokenize",
+]

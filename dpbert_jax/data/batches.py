@@ -1,0 +1,141 @@
+"""Length-bucketed batches, from a schedule that every process derives alike.
+
+A batch has one of a few shapes, so that a compiled step is compiled a few times only, and is about
+as long as its rows, so that little of it is padding. The schedule is a pure function of the row
+lengths, the batch size, the seed and the epoch: a run that is resumed, or spread over several
+processes, sees the very same batches.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dpbert_jax.data.tokenize import TokenizedSplit
+
+LENGTH_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+# input_ids, attention_mask, token_type_ids: int32 [B, S]
+# labels: int32 [B] class ids or float32 [B] scores; absent from an unlabelled split
+# weights: float32 [B], 1 for a row of the split and 0 for padding
+# indices: int32 [B], row number in the split, -1 for padding
+Batch = dict[str, np.ndarray]
+
+
+def num_batches(num_rows: int, batch_size: int) -> int:
+    """Batches in one epoch: ceil(num_rows / batch_size)."""
+    return -(-num_rows // batch_size)
+
+
+def bucket_length(length: int, max_seq_length: int) -> int:
+    """The smallest bucket that holds `length` tokens, capped at `max_seq_length`.
+
+    Raises ValueError where `length` itself is above `max_seq_length`.
+    """
+    return int(_bucket_lengths(np.asarray([length]), max_seq_length)[0])
+
+
+def epoch_schedule(
+    lengths: np.ndarray,
+    batch_size: int,
+    max_seq_length: int,
+    *,
+    seed: int | None = None,
+    epoch: int = 0,
+) -> list[tuple[int, np.ndarray]]:
+    """One epoch as (S, row indices [B or fewer]) pairs, each row once, at most one pair short.
+
+    Rows are grouped by the bucket of their length. Those left over in a bucket, too few for a
+    batch, move up to the next longer bucket in use, so that there are exactly
+    `num_batches(N, batch_size)` batches.
+
+    With a `seed` (an integer >= 0), rows and batches are shuffled, anew in every epoch. Without
+    one, as in evaluation, batches go from short to long; the rows of a bucket keep their order.
+
+    Raises ValueError for a length above `max_seq_length` or a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    rng = None if seed is None else np.random.default_rng([seed, epoch])
+    rows = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    row_buckets = _bucket_lengths(np.asarray(lengths), max_seq_length)[rows]
+
+    schedule: list[tuple[int, np.ndarray]] = []
+    waiting = rows[:0]
+    bucket = 0
+    for bucket in map(int, np.unique(row_buckets)):
+        # Waiting rows go first: no row is lifted further than it has to be.
+        waiting = np.concatenate([waiting, rows[row_buckets == bucket]])
+        full = len(waiting) // batch_size * batch_size
+        schedule += [(bucket, chunk) for chunk in waiting[:full].reshape(-1, batch_size)]
+        waiting = waiting[full:]
+    if len(waiting):
+        schedule.append((bucket, waiting))
+    if rng is None:
+        return schedule
+    return [schedule[position] for position in rng.permutation(len(schedule))]
+
+
+def batches(
+    split: TokenizedSplit,
+    batch_size: int,
+    max_seq_length: int,
+    *,
+    seed: int | None = None,
+    epoch: int = 0,
+    start: int = 0,
+    pad_token_id: int = 0,
+) -> Iterator[Batch]:
+    """The batches of `epoch_schedule`, each with exactly `batch_size` rows.
+
+    `start` is the number of batches to skip, which are then not built: a run that stopped after k
+    steps of an epoch goes on with `start=k`. The short batch, if any, is filled up with padding
+    rows of weight 0.
+    """
+    if start < 0:
+        raise ValueError(f"start must not be negative, got {start}")
+    schedule = epoch_schedule(split.lengths, batch_size, max_seq_length, seed=seed, epoch=epoch)
+    for length, rows in schedule[start:]:
+        yield _build(split, length, rows, batch_size, pad_token_id)
+
+
+def _bucket_lengths(lengths: np.ndarray, max_seq_length: int) -> np.ndarray:
+    """Bucket of each row; int64 [N]."""
+    if len(lengths) and lengths.max() > max_seq_length:
+        raise ValueError(f"a row of {lengths.max()} tokens is above {max_seq_length=}")
+    edges = [edge for edge in LENGTH_BUCKETS if edge < max_seq_length] + [max_seq_length]
+    return np.asarray(edges)[np.searchsorted(edges, lengths)]
+
+
+def _build(
+    split: TokenizedSplit, length: int, rows: np.ndarray, batch_size: int, pad_token_id: int
+) -> Batch:
+    """The batch with rows `rows` of the split, `length` tokens wide."""
+    shape = (batch_size, length)
+    input_ids = np.full(shape, pad_token_id, np.int32)
+    attention_mask = np.zeros(shape, np.int32)
+    token_type_ids = np.zeros(shape, np.int32)
+    for position, row in enumerate(rows):
+        span = slice(split.offsets[row], split.offsets[row + 1])
+        width = span.stop - span.start
+        input_ids[position, :width] = split.token_ids[span]
+        token_type_ids[position, :width] = split.type_ids[span]
+        attention_mask[position, :width] = 1
+    # A padding row attends to one pad token: a softmax over no position at all would be NaN.
+    attention_mask[len(rows) :, 0] = 1
+
+    weights = np.zeros(batch_size, np.float32)
+    weights[: len(rows)] = 1.0
+    indices = np.full(batch_size, -1, np.int32)
+    indices[: len(rows)] = rows
+    batch: Batch = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "token_type_ids": token_type_ids,
+        "weights": weights,
+        "indices": indices,
+    }
+    if split.labels is not None:
+        labels = np.zeros(batch_size, split.labels.dtype)
+        labels[: len(rows)] = split.labels[rows]
+        batch["labels"] = labels
+    return batch

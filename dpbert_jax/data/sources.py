@@ -1,0 +1,131 @@
+"""Where a task's rows come from: own files, a GLUE folder, the hub, or the built-in dataset."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpbert_jax.data import docstrings
+from dpbert_jax.data.custom import load_files
+from dpbert_jax.data.glue_folder import load_glue_folder, task_of_folder
+from dpbert_jax.data.tasks import GLUE_TASKS, Examples, TaskData, TaskSpec, canonical_name
+from dpbert_jax.errors import UserError
+
+HUB_NAME = "nyu-mll/glue"
+TASK_NAMES = (*GLUE_TASKS, docstrings.TASK_NAME)
+
+
+def load_task(
+    *,
+    task_name: str | None = None,
+    data_dir: str | None = None,
+    train_file: str | None = None,
+    validation_file: str | None = None,
+    test_file: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> TaskData:
+    """Load a task from exactly one source.
+
+    - `train_file` and `validation_file`, maybe `test_file`: own files (`custom.load_files`).
+      Without `train_file`, to evaluate a trained model, `labels` gives its class names in id order.
+    - `task_name="docstrings"`: the built-in dataset.
+    - `data_dir`: GLUE's published files, either the folder of the task or the one above it.
+      `task_name` may be left out where the folder's name tells it.
+    - `task_name` alone: GLUE from the Hugging Face hub.
+
+    Raises UserError for an unknown task, for arguments that contradict each other, and for data
+    that cannot be read.
+    """
+    named = {"train": train_file, "validation": validation_file, "test": test_file}
+    files = {split: Path(path) for split, path in named.items() if path}
+    if files:
+        return _load_own_files(files, task_name, data_dir, labels)
+    if labels is not None:
+        raise UserError("labels go with one's own files; a named task brings its own.")
+    task = None if task_name is None else _known_task(task_name)
+    if task == docstrings.TASK_NAME:
+        if data_dir:
+            raise UserError(f"--data_dir {data_dir} has no part in the built-in task '{task}'.")
+        return docstrings.load_docstrings()
+    if data_dir:
+        return load_glue_folder(*_task_folder(Path(data_dir), task))
+    if task is None:
+        raise UserError(
+            "No data: give --task_name, --data_dir, or --train_file with --validation_file. "
+            f"Tasks: {', '.join(TASK_NAMES)}."
+        )
+    return _load_from_hub(GLUE_TASKS[task])
+
+
+def _known_task(task_name: str) -> str:
+    task = canonical_name(task_name)
+    if task not in TASK_NAMES:
+        raise UserError(f"Task '{task_name}' is not one of {', '.join(TASK_NAMES)}.")
+    return task
+
+
+def _load_own_files(
+    files: dict[str, Path],
+    task_name: str | None,
+    data_dir: str | None,
+    labels: Sequence[str] | None,
+) -> TaskData:
+    for flag, value in (("--task_name", task_name), ("--data_dir", data_dir)):
+        if value:
+            raise UserError(
+                f"{flag} {value} and one's own files are two sources of data: give one of them."
+            )
+    if "validation" not in files:
+        raise UserError("Own files need --validation_file.")
+    return load_files(files, labels)
+
+
+def _task_folder(folder: Path, task: str | None) -> tuple[Path, str]:
+    """The folder that holds the task's files, and the task."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder.")
+    told = task_of_folder(folder)
+    wanted = task or told
+    if wanted is None:
+        raise UserError(
+            f"The name of {folder} does not tell the task: give --task_name as well, "
+            f"one of {', '.join(GLUE_TASKS)}."
+        )
+    if told == wanted:
+        return folder, wanted
+    if told is not None:
+        raise UserError(
+            f"--task_name {wanted} contradicts --data_dir {folder}, which is of {told}."
+        )
+    inside = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+    return next((child for child in inside if task_of_folder(child) == wanted), folder), wanted
+
+
+def _load_from_hub(spec: TaskSpec) -> TaskData:
+    # Imported here: it takes over a second, which the other sources need not wait for.
+    import datasets
+
+    try:
+        hub: Any = datasets.load_dataset(HUB_NAME, spec.name)
+    except OSError as error:  # ConnectionError among them
+        raise UserError(
+            f"{HUB_NAME} cannot be had from the Hugging Face hub ({error}); "
+            f"pass --data_dir with the published {spec.name} files."
+        ) from error
+    splits = {name: _from_hub_split(spec, rows) for name, rows in hub.items()}
+    return TaskData(spec, splits)
+
+
+def _from_hub_split(spec: TaskSpec, rows: Any) -> Examples:
+    """One split as the hub has it: columns `text_columns` and `label`, -1 where unlabelled."""
+    names = getattr(rows.features["label"], "names", None)
+    if (tuple(names) if names else None) != spec.labels:
+        raise UserError(f"{HUB_NAME} has {spec.name} with labels {names}, not {spec.labels}.")
+    labels = np.asarray(rows["label"], np.float32 if spec.is_regression else np.int32)
+    texts = [list(rows[column]) for column in spec.text_columns]
+    return Examples(
+        text_a=texts[0],
+        text_b=texts[1] if len(texts) == 2 else None,
+        labels=None if (labels == -1).all() else labels,
+    )

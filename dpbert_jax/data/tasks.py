@@ -1,0 +1,116 @@
+"""What a task is: its text columns, its labels, its metrics; and the nine tasks of GLUE.
+
+Names, columns and the order of the classes are those of `nyu-mll/glue` on the Hugging Face hub, so
+that class ids agree with every checkpoint that was trained by `run_glue`.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+REGRESSION_METRICS = ("pearson", "spearmanr")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The description of a task, without any of its rows."""
+
+    name: str  # a GLUE name, "docstrings", or "custom" for a user's own files
+    text_columns: tuple[str, ...]  # one or two
+    labels: tuple[str, ...] | None  # class names in id order; None: regression
+    metrics: tuple[str, ...]  # of accuracy, f1, matthews_correlation, pearson, spearmanr
+    validation_splits: tuple[str, ...] = ("validation",)
+
+    @property
+    def is_regression(self) -> bool:
+        return self.labels is None
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the output layer: the number of classes, or 1 for regression."""
+        return 1 if self.labels is None else len(self.labels)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of one split, in file order: N texts or pairs of texts, and their labels."""
+
+    text_a: list[str]
+    text_b: list[str] | None  # None: single-sentence task
+    labels: np.ndarray | None  # int32 [N] class ids, float32 [N] scores; None: unlabelled
+
+    def __post_init__(self) -> None:
+        columns = [self.text_b, self.labels]
+        if any(column is not None and len(column) != len(self) for column in columns):
+            raise ValueError("text_a, text_b and labels must have one entry per row")
+
+    def __len__(self) -> int:
+        return len(self.text_a)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Examples":
+        """The rows named by `indices`, in that order."""
+        rows = [int(index) for index in indices]
+        return Examples(
+            text_a=[self.text_a[row] for row in rows],
+            text_b=None if self.text_b is None else [self.text_b[row] for row in rows],
+            labels=None if self.labels is None else self.labels[np.asarray(rows, dtype=np.int64)],
+        )
+
+    def head(self, n: int | None) -> "Examples":
+        """The first `n` rows, or all of them where `n` is None or more than there are."""
+        return self if n is None else self.take(range(min(n, len(self))))
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its rows. A split that the source does not have is absent from `splits`."""
+
+    spec: TaskSpec
+    splits: dict[str, Examples]  # "train", those named in spec.validation_splits, "test..."
+
+
+def custom_spec(text_columns: tuple[str, ...], labels: tuple[str, ...] | None) -> TaskSpec:
+    """The task that a user's own files define."""
+    if labels is None:
+        metrics = REGRESSION_METRICS
+    else:
+        metrics = ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
+    return TaskSpec("custom", text_columns, labels, metrics)
+
+
+def canonical_name(name: str) -> str:
+    """The lower-case hub name behind any spelling: `SST-2`, `sst-2` and `sst2` are all `sst2`."""
+    return re.sub("[-_]", "", name.lower())
+
+
+_NOT_ENTAILMENT_LAST = ("entailment", "not_entailment")
+_SENTENCES = ("sentence1", "sentence2")
+
+GLUE_TASKS: dict[str, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        TaskSpec("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
+        TaskSpec(
+            "mnli",
+            ("premise", "hypothesis"),
+            ("entailment", "neutral", "contradiction"),
+            ("accuracy",),
+            ("validation_matched", "validation_mismatched"),
+        ),
+        TaskSpec("mrpc", _SENTENCES, ("not_equivalent", "equivalent"), ("accuracy", "f1")),
+        TaskSpec("qnli", ("question", "sentence"), _NOT_ENTAILMENT_LAST, ("accuracy",)),
+        TaskSpec(
+            "qqp",
+            ("question1", "question2"),
+            ("not_duplicate", "duplicate"),
+            ("accuracy", "f1"),
+        ),
+        TaskSpec("rte", _SENTENCES, _NOT_ENTAILMENT_LAST, ("accuracy",)),
+        TaskSpec("sst2", ("sentence",), ("negative", "positive"), ("accuracy",)),
+        TaskSpec("stsb", _SENTENCES, None, REGRESSION_METRICS),
+        # WNLI alone counts the other way round.
+        TaskSpec("wnli", _SENTENCES, ("not_entailment", "entailment"), ("accuracy",)),
+    )
+}

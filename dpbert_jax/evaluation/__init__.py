@@ -1,0 +1,1 @@
+"""Evaluation: GLUE metrics, exact scores over a split, calibration of budgets, plots."""

@@ -1,0 +1,38 @@
+"""The flags of `eval.py`, named as in Hugging Face's run_glue where it has them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class EvalArguments:
+    model_name_or_path: str = field(
+        metadata={"help": "A run folder of train.py, or any fine-tuned BERT classifier."}
+    )
+    budget: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={"help": "Shares of the dense FLOPs to spend, in (0, 1]; one or several."},
+    )
+    plan_rule: str = flag(
+        "threshold", "threshold: depth varies with the input; top_k: the same for every input."
+    )
+    executor: str = flag("cond", "cond: layers really skipped; masked: reference, skips nothing.")
+    task_name: str | None = flag(None, "Another task than the run's.")
+    data_dir: str | None = flag(None, "Another GLUE folder than the run's.")
+    validation_file: str | None = flag(None, "Your own rows, in the columns of the training file.")
+    max_seq_length: int | None = flag(None, "Default: the run's, or 128.")
+    max_eval_samples: int | None = flag(None, "Use the first rows of each validation set only.")
+    per_device_eval_batch_size: int | None = flag(
+        None, "Default: 1 with cond (each input skips its own layers), 32 with masked."
+    )
+    bf16: bool = flag(False, "Compute in bfloat16.")
+    json: str | None = flag(
+        None, "Write the figures here: an object, or a list for several budgets or splits."
+    )
+    plot_dir: str | None = flag(
+        None, "Write score_against_cost.png and layers_per_input.png to this folder."
+    )

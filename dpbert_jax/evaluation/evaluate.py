@@ -1,0 +1,91 @@
+"""Exact evaluation over a split: every example once, with the plans that it was given."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.data import TaskSpec, TokenizedSplit, batches, num_batches
+from dpbert_jax.evaluation.metrics import compute_metrics, score
+from dpbert_jax.inference import Executor, Rule
+from dpbert_jax.model.cost import plan_cost
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of a split's N rows, in the split's order."""
+
+    logits: np.ndarray  # [N, C]
+    layer_mask: np.ndarray  # [N, L]
+    cost: np.ndarray  # [N], share of the dense FLOPs, planner included
+    seconds: float  # compilation and warm-up apart
+
+
+def predict(
+    execute: Executor,
+    rule: Rule,
+    config: DPBertConfig,
+    split: TokenizedSplit,
+    *,
+    batch_size: int,
+    max_seq_length: int,
+    progress: str | None = None,
+) -> Predictions:
+    """Runs an executor over a split in length-bucketed batches.
+
+    Args:
+        progress: what to call this on the progress bar; None shows none.
+    """
+
+    def make_batches() -> Any:
+        return batches(split, batch_size, max_seq_length, pad_token_id=config.bert.pad_token_id)
+
+    warm = set()
+    for batch in make_batches():  # compile every shape before the clock starts
+        if batch["input_ids"].shape not in warm:
+            warm.add(batch["input_ids"].shape)
+            np.asarray(execute(batch, rule).logits)
+
+    layers = config.bert.num_hidden_layers
+    logits = np.zeros((len(split), config.bert.num_labels), np.float32)
+    layer_mask = np.zeros((len(split), layers), np.int8)
+    cost = np.zeros(len(split), np.float32)
+    total = num_batches(len(split), batch_size)
+    started = time.perf_counter()
+    for batch in tqdm(make_batches(), progress, total, leave=False, disable=progress is None):
+        output = execute(batch, rule)
+        real = batch["weights"] > 0
+        rows = batch["indices"][real]
+        logits[rows] = np.asarray(output.logits)[real]
+        mask = np.asarray(output.layer_mask)[real]
+        layer_mask[rows] = mask
+        length = batch["input_ids"].shape[1]
+        cost[rows] = np.asarray(plan_cost(config, mask[:, config.stem_layers :], length))
+    return Predictions(logits, layer_mask, cost, time.perf_counter() - started)
+
+
+def summarise(
+    predictions: Predictions, spec: TaskSpec, labels: np.ndarray, dense_metrics: dict[str, float]
+) -> dict[str, Any]:
+    """The figures of one evaluation, ready for JSON; undefined ones are NaN.
+
+    `score_kept` is the share of the dense model's score, where a score is the mean of the task's
+    metrics.
+    """
+    metrics = compute_metrics(spec.metrics, predictions.logits, labels, spec.is_regression)
+    dense_score = score(dense_metrics)
+    return {
+        "metrics": metrics,
+        "dense_metrics": dense_metrics,
+        "score": score(metrics),
+        "score_kept": score(metrics) / dense_score if dense_score else float("nan"),
+        "mean_layers": float(predictions.layer_mask.sum(axis=1).mean()),
+        "num_layers": predictions.layer_mask.shape[1],
+        "cost": float(predictions.cost.mean()),
+        "distinct_plans": len(np.unique(predictions.layer_mask, axis=0)),
+        "layer_frequency": predictions.layer_mask.mean(axis=0).round(6).tolist(),
+        "seconds": predictions.seconds,
+    }

@@ -1,0 +1,42 @@
+"""GLUE's metrics by their run_glue names, from scikit-learn and scipy."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
+    "accuracy": accuracy_score,
+    "f1": f1_score,
+    "matthews_correlation": matthews_corrcoef,
+    "pearson": lambda labels, predicted: pearsonr(labels, predicted)[0],
+    "spearmanr": lambda labels, predicted: spearmanr(labels, predicted)[0],
+}
+
+
+def compute_metrics(
+    names: Iterable[str], logits: np.ndarray, labels: np.ndarray, is_regression: bool
+) -> dict[str, float]:
+    """Each named metric over a whole split.
+
+    Args:
+        logits: [N, C]; the class with the largest is predicted, or column 0 is the score.
+        labels: [N] class ids or scores.
+
+    Returns:
+        Values in [-1, 1]; NaN for a correlation that constant scores leave undefined.
+    """
+    predicted = logits[:, 0] if is_regression else logits.argmax(axis=-1)
+    with warnings.catch_warnings():
+        # NaN says it already.
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        return {name: float(_METRICS[name](labels, predicted)) for name in names}
+
+
+def score(metrics: dict[str, float]) -> float:
+    """One number for a task: the mean of its metrics, as on the GLUE leaderboard."""
+    return math.fsum(metrics.values()) / len(metrics)

@@ -1,0 +1,209 @@
+"""What `eval.py` does: scores a run at the budgets asked, beside the dense model, with a table."""
+
+import dataclasses
+import json
+import logging
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.convert import load_run
+from dpbert_jax.data import TaskData, TokenizedSplit, load_task, tokenize
+from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.arguments import EvalArguments
+from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
+from dpbert_jax.evaluation.metrics import compute_metrics, score
+from dpbert_jax.evaluation.plots import plot_layers_per_input, plot_score_against_cost
+from dpbert_jax.inference import Rule, make_executor, resolve_rule
+from dpbert_jax.model import Params
+from dpbert_jax.run_folder import TEACHER, read_train_config
+
+logger = logging.getLogger(__name__)
+
+Result = dict[str, Any]
+
+
+def evaluate_run(args: EvalArguments) -> list[Result]:
+    """Evaluates, prints the table, writes what was asked; one result for each split and budget."""
+    folder, config, params, tokenizer = load_run(args.model_name_or_path)
+    rules = [resolve_rule(config, budget, args.plan_rule) for budget in args.budget]
+    args = _with_run_defaults(args, folder)
+    task = _load_task(args, config)
+    batch_size = args.per_device_eval_batch_size or (1 if args.executor == "cond" else 32)
+    if batch_size < 1:
+        raise UserError(f"--per_device_eval_batch_size is {batch_size}, but must be at least 1.")
+
+    run = _runner(args, config, params, batch_size)
+    if (folder / TEACHER).is_dir():
+        _, dense_config, dense_params, _ = load_run(str(folder / TEACHER))
+        run_dense = _runner(args, dense_config, dense_params, batch_size)
+        dense_model = "teacher"
+    else:
+        run_dense, dense_model = run, "self"
+        if config.planner:
+            logger.info("%s has no %s/: its own full path stands for dense.", folder, TEACHER)
+
+    results, plans = [], {}
+    for name in task.spec.validation_splits:
+        examples = task.splits[name].head(args.max_eval_samples)
+        split = tokenize(examples, tokenizer, args.max_seq_length or 128)
+        if split.labels is None:
+            raise UserError(f"The split '{name}' has no labels to score against.")
+        dense = run_dense(Rule(1.0, float("-inf"), config.num_gates), split, f"{name} dense")
+        dense_metrics = compute_metrics(
+            task.spec.metrics, dense.logits, split.labels, task.spec.is_regression
+        )
+        for rule in rules:
+            made = run(rule, split, f"{name} {rule.budget:g}")
+            plans[rule.budget] = made.layer_mask
+            results.append(
+                {
+                    "model": str(folder),
+                    "task": task.spec.name,
+                    "split": name,
+                    "examples": len(split),
+                    "budget": rule.budget,
+                    "plan_rule": args.plan_rule,
+                    "executor": args.executor,
+                    "batch_size": batch_size,
+                    **summarise(made, task.spec, split.labels, dense_metrics),
+                    "dense_seconds": dense.seconds,
+                    "dense_model": dense_model,
+                    "versions": {name: version(name) for name in ("jax", "flax", "numpy")},
+                    "device": jax.devices()[0].device_kind,
+                }
+            )
+        if args.plot_dir:
+            _plot(Path(args.plot_dir), task, name, results, plans)
+    _print_table(results)
+    if args.json:
+        _write_json(Path(args.json), results)
+    return results
+
+
+def _with_run_defaults(args: EvalArguments, folder: Path) -> EvalArguments:
+    """Task and data of the run, unless others were named."""
+    own_data = args.task_name or args.data_dir or args.validation_file
+    if own_data and args.max_seq_length:
+        return args
+    try:
+        before = read_train_config(folder)
+    except UserError:
+        if own_data:
+            return args  # a model from elsewhere, on data that was named
+        raise
+    changes: dict[str, Any] = {"max_seq_length": args.max_seq_length or before["max_seq_length"]}
+    if not own_data:
+        changes |= {key: before[key] for key in ("task_name", "data_dir", "validation_file")}
+    return dataclasses.replace(args, **changes)
+
+
+def _load_task(args: EvalArguments, config: DPBertConfig) -> TaskData:
+    # Class names of the model, so that ids agree whatever order a file has them in.
+    bert = config.bert
+    task = load_task(
+        task_name=args.task_name,
+        data_dir=args.data_dir,
+        validation_file=args.validation_file,
+        labels=bert.labels if args.validation_file else None,
+    )
+    spec = task.spec
+    if (spec.num_labels, spec.is_regression) != (bert.num_labels, bert.is_regression):
+        kind = "a regression" if bert.is_regression else f"{bert.num_labels} classes"
+        raise UserError(f"The model was trained for {kind}, which task '{spec.name}' is not.")
+    missing = [name for name in spec.validation_splits if name not in task.splits]
+    if missing:
+        raise UserError(f"The data has no split {missing}.")
+    return task
+
+
+def _runner(
+    args: EvalArguments, config: DPBertConfig, params: Params, batch_size: int
+) -> Callable[[Rule, TokenizedSplit, str], Predictions]:
+    execute = make_executor(
+        args.executor, config, params, jnp.bfloat16 if args.bf16 else jnp.float32
+    )
+
+    def run(rule: Rule, split: TokenizedSplit, progress: str) -> Predictions:
+        return predict(
+            execute,
+            rule,
+            config,
+            split,
+            batch_size=batch_size,
+            max_seq_length=args.max_seq_length or 128,
+            progress=progress,
+        )
+
+    return run
+
+
+def _plot(folder: Path, task: TaskData, split: str, results: list[Result], plans: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = [result for result in results if result["split"] == split]
+    suffix = "" if len(task.spec.validation_splits) == 1 else f"_{split}"
+    title = f"{task.spec.name} {split} ({mine[0]['examples']} inputs)"
+    points = [(result["cost"], result["score"]) for result in mine]
+    metric = " and ".join(task.spec.metrics)
+    dense = score(mine[0]["dense_metrics"])
+    plot_score_against_cost(
+        folder / f"score_against_cost{suffix}.png", points, dense, title, metric
+    )
+    plot_layers_per_input(folder / f"layers_per_input{suffix}.png", plans, title)
+    logger.info("Plots are in %s.", folder)
+
+
+def _print_table(results: list[Result]) -> None:
+    first = results[0]
+    rule, executor = first["plan_rule"], first["executor"]
+    skips = "" if executor == "cond" else " (it computes all layers: its time says nothing)"
+    print(
+        f"\n{first['model']}: {first['task']}, rule {rule}, executor {executor} at batch "
+        f"{first['batch_size']}{skips}\n"
+        f"jax {first['versions']['jax']}, Python {platform.python_version()}, {first['device']}\n"
+    )
+    names = list(first["metrics"])
+    head = ["split", "budget", *names, "kept", "layers", "cost", "plans", "time"]
+    rows = []
+    for split in dict.fromkeys(result["split"] for result in results):
+        mine = [result for result in results if result["split"] == split]
+        dense, layers = mine[0]["dense_metrics"], mine[0]["num_layers"]
+        scores = [f"{dense[name]:.4f}" for name in names]
+        all_layers = f"{layers}/{layers}"
+        rows.append([split, "dense", *scores, "100.0 %", all_layers, "1.000", "1", "100 %"])
+        for result in mine:
+            rows.append(
+                [
+                    split,
+                    f"{result['budget']:g}",
+                    *(f"{result['metrics'][name]:.4f}" for name in names),
+                    f"{100 * result['score_kept']:.1f} %",
+                    f"{result['mean_layers']:.2f}/{layers}",
+                    f"{result['cost']:.3f}",
+                    str(result["distinct_plans"]),
+                    f"{100 * result['seconds'] / result['dense_seconds']:.0f} %",
+                ]
+            )
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def _write_json(path: Path, results: list[Result]) -> None:
+    """NaN, which JSON does not have, becomes null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        return None if isinstance(value, float) and value != value else value
+
+    cleaned = [clean(result) for result in results]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(cleaned if len(cleaned) > 1 else cleaned[0], indent=2)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,6 @@
+"""Inference: plan rules, and executors that turn a plan into time saved."""
+
+from dpbert_jax.inference.executors import EXECUTORS, Executor, make_executor
+from dpbert_jax.inference.rules import PLAN_RULES, Rule, resolve_rule
+
+__all__ = ["EXECUTORS", "PLAN_RULES", "Executor", "Rule", "make_executor", "resolve_rule"]

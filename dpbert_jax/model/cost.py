@@ -1,0 +1,44 @@
+"""What a plan costs: its share of the dense encoder's FLOPs, stem and planner included."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.model.planner import BUDGET_FEATURES
+
+
+def layer_flops(config: BertConfig, sequence_length: int) -> int:
+    """Floating-point operations of one layer's matrix products for one row of S tokens."""
+    hidden, wide = config.hidden_size, config.intermediate_size
+    projections = 4 * hidden * hidden + 2 * hidden * wide
+    attention = 2 * sequence_length * hidden
+    return 2 * sequence_length * (projections + attention)
+
+
+def planner_flops(config: DPBertConfig, sequence_length: int) -> int:
+    """Operations of the planner for one row: the mean over tokens and the perceptron."""
+    if config.planner is None:
+        return 0
+    hidden, width = config.bert.hidden_size, config.planner.hidden_size
+    first = (2 * hidden + 1 + BUDGET_FEATURES) * width
+    second = (width + BUDGET_FEATURES) * config.num_gates
+    return 2 * sequence_length * hidden + 2 * (first + second)
+
+
+def planner_share(config: DPBertConfig, sequence_length: int) -> float:
+    """The planner's share of the dense encoder's FLOPs."""
+    dense = config.bert.num_hidden_layers * layer_flops(config.bert, sequence_length)
+    return planner_flops(config, sequence_length) / dense
+
+
+def plan_cost(
+    config: DPBertConfig, gates: Float[Array | np.ndarray, "B P"], sequence_length: int
+) -> Float[Array, " B"]:
+    """Each row's share of the dense encoder's FLOPs; 1 + `planner_share` for a full plan.
+
+    Takes gates, not the whole mask, so that a relaxed gate's gradient flows through; works on
+    numpy arrays too.
+    """
+    run = config.stem_layers + jnp.sum(gates, axis=-1)
+    return run / config.bert.num_hidden_layers + planner_share(config, sequence_length)

@@ -1,0 +1,1 @@
+"""Training: objective, optimizer, the pmap step, the loop, checkpoints, trackers."""

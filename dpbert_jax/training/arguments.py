@@ -1,0 +1,87 @@
+"""The flags of `train.py`, named as in Hugging Face's run_glue."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpbert_jax.errors import UserError
+
+POSITIVE = (
+    "max_seq_length",
+    "max_train_samples",
+    "max_eval_samples",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "planner_learning_rate",
+    "max_grad_norm",
+    "num_train_epochs",
+    "num_planner_epochs",
+    "save_steps",
+    "logging_steps",
+)
+
+
+def flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    output_dir: str = field(metadata={"help": "Folder that the run is written to."})
+    model_name_or_path: str | None = flag(
+        None, "Pretrained BERT: a hub id, a folder, or `minilm` (packaged, offline)."
+    )
+    teacher: str | None = flag(
+        None, "A fine-tuned BERT folder to start from; stage 1 is then skipped."
+    )
+    task_name: str | None = flag(
+        None, "A GLUE task (cola, mnli, ...) or `docstrings` (built in, offline)."
+    )
+    data_dir: str | None = flag(None, "Folder of a GLUE task's official TSV files.")
+    train_file: str | None = flag(None, "Your own csv, tsv, json, jsonl or parquet file.")
+    validation_file: str | None = flag(None, "The validation rows, in the same columns.")
+    max_seq_length: int = flag(128, "Longer inputs are cut to so many tokens, and counted.")
+    max_train_samples: int | None = flag(None, "Use the first rows of the training set only.")
+    max_eval_samples: int | None = flag(None, "Use the first rows of each validation set only.")
+    overwrite_output_dir: bool = flag(False, "Replace the run that the output folder holds.")
+    resume: bool = flag(False, "Go on from the newest good checkpoint of the output folder.")
+    seed: int = flag(42, "Seed of the head, the planner, the order of rows, dropout and gates.")
+    per_device_train_batch_size: int = flag(32, "Rows on each device in a micro-batch.")
+    per_device_eval_batch_size: int = flag(32, "Rows in an evaluation batch.")
+    gradient_accumulation_steps: int = flag(1, "Micro-batches in a step.")
+    learning_rate: float = flag(5e-5, "Peak learning rate of the backbone, in every stage.")
+    planner_learning_rate: float = flag(1e-2, "Learning rate of the planner in stage 2.")
+    weight_decay: float = flag(0.01, "AdamW's, on all but biases, LayerNorm and the planner.")
+    warmup_ratio: float = flag(0.1, "Share of a stage's steps with rising learning rate.")
+    max_grad_norm: float = flag(1.0, "Gradient clipping, for backbone and planner apart.")
+    num_train_epochs: float = flag(3.0, "Epochs of stage 1, the dense fine-tuning.")
+    num_planner_epochs: float = flag(
+        3.0, "Epochs of stage 2 (planner and backbone) and again of stage 3 (final plans)."
+    )
+    min_budget: float = flag(0.4, "Lowest budget to train for: a share of the dense FLOPs.")
+    stem_layers: int = flag(1, "Layers that always run before the planner; 0: embeddings only.")
+    bf16: bool = flag(False, "Compute in bfloat16; parameters and reductions stay float32.")
+    save_steps: int = flag(500, "Steps between checkpoints; each stage's end is saved as well.")
+    logging_steps: int = flag(50, "Steps between lines of metrics.jsonl.")
+    report_to: list[str] = field(
+        default_factory=lambda: ["tensorboard"],
+        metadata={"help": "Of tensorboard, wandb, none; metrics.jsonl is always written."},
+    )
+
+    def __post_init__(self) -> None:
+        if (self.model_name_or_path is None) == (self.teacher is None):
+            raise UserError(
+                "Give either --model_name_or_path (a pretrained BERT to fine-tune) or --teacher (a "
+                "fine-tuned one to start from)."
+            )
+        if not 0 < self.min_budget < 1:
+            raise UserError(f"--min_budget is {self.min_budget}, but must lie between 0 and 1.")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"--{name} is {value}, but must be above 0.")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise UserError(f"--warmup_ratio is {self.warmup_ratio}, but must lie in [0, 1].")
+        if self.weight_decay < 0 or self.seed < 0:
+            raise UserError("--weight_decay and --seed must not be negative.")

@@ -1,0 +1,135 @@
+"""The loop over one stage's steps: batches in, numbers out, checkpoints between."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from dpbert_jax.data import TokenizedSplit, batches, num_batches
+from dpbert_jax.errors import UserError
+from dpbert_jax.training.objective import StageName
+from dpbert_jax.training.step import Step, TrainState
+from dpbert_jax.training.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """How long a stage is and where it lies in the run."""
+
+    name: StageName
+    index: int
+    first_step: int  # global step at which it begins
+    num_steps: int
+
+
+def run_stage(
+    plan: StagePlan,
+    step: Step,
+    state: TrainState,
+    split: TokenizedSplit,
+    teacher_logits: np.ndarray | None,
+    *,
+    batch_size: int,
+    max_seq_length: int,
+    pad_token_id: int,
+    seed: int,
+    logging_steps: int,
+    save_steps: int,
+    tracker: Tracker,
+    save: Callable[[int, TrainState], None],
+    is_regression: bool,
+) -> TrainState:
+    """Runs the steps that the state has not done yet; every draw depends on (seed, step) only.
+
+    Args:
+        batch_size: rows of the global batch.
+        save: called with (stage step, state) every `save_steps` global steps and at the end.
+
+    Raises:
+        UserError: the loss is not finite; names the step and the rows.
+    """
+    per_epoch = num_batches(len(split), batch_size)
+    done = int(state.step)
+    bar = tqdm(total=plan.num_steps, initial=done, desc=f"{plan.name:>5}", dynamic_ncols=True)
+    window: list[dict[str, float]] = []
+    began = time.perf_counter()
+    with bar:
+        while done < plan.num_steps:
+            epoch, start = divmod(done, per_epoch)
+            schedule = batches(
+                split,
+                batch_size,
+                max_seq_length,
+                seed=seed,
+                epoch=epoch,
+                start=start,
+                pad_token_id=pad_token_id,
+            )
+            for batch in schedule:
+                if teacher_logits is not None:
+                    # Padding rows (index -1) get some row's logits; their weight is 0.
+                    batch["teacher_logits"] = teacher_logits[batch["indices"]]
+                state, sums = step(state, batch)
+                done += 1
+                if not math.isfinite(sums["loss"]):
+                    _refuse_divergence(plan, done, epoch, batch["indices"], sums["loss"])
+                window.append(sums)
+                bar.update()
+                global_step = plan.first_step + done
+                if done == plan.num_steps or global_step % logging_steps == 0:
+                    values = _summary(window, is_regression)
+                    rate = sum(s["rows"] for s in window) / (time.perf_counter() - began)
+                    values["examples_per_second"] = rate
+                    tracker.log(global_step, {"phase": plan.name, "epoch": epoch, **values})
+                    bar.set_postfix(_short(values))
+                    window, began = [], time.perf_counter()
+                if done == plan.num_steps or global_step % save_steps == 0:
+                    save(done, state)
+                if done == plan.num_steps:
+                    break
+    return state
+
+
+def _refuse_divergence(
+    plan: StagePlan, step: int, epoch: int, indices: np.ndarray, loss: float
+) -> None:
+    rows = [int(row) for row in indices if row >= 0]
+    shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+    raise UserError(
+        f"The loss is {loss} in stage {plan.name}, step {step} of {plan.num_steps} (epoch "
+        f"{epoch}), on the batch of training rows {shown}. The run has stopped; its last "
+        "checkpoint is from before. Lower --learning_rate or --planner_learning_rate, or look at "
+        "those rows."
+    )
+
+
+def _summary(window: list[dict[str, float]], is_regression: bool) -> dict[str, float]:
+    """Means over the steps since the last line: loss, training score, layers a row."""
+    total = {key: math.fsum(sums[key] for sums in window) for key in window[0]}
+    rows = total["rows"]
+    values = {"loss": total["loss"] / len(window), "mean_layers": total["layers"] / rows}
+    if is_regression:
+        x, y = total["x"] / rows, total["y"] / rows
+        spread = (total["xx"] / rows - x * x) * (total["yy"] / rows - y * y)
+        values["score"] = (total["xy"] / rows - x * y) / math.sqrt(max(spread, 1e-12))
+    else:
+        values["score"] = total["correct"] / rows
+    for key in ("cost_error", "penalty"):
+        if key in total:
+            values[key] = total[key] / len(window)
+    return values
+
+
+def _short(values: dict[str, float]) -> dict[str, str]:
+    return {
+        "loss": f"{values['loss']:.3f}",
+        "score": f"{values['score']:.3f}",
+        "layers": f"{values['mean_layers']:.2f}",
+        "ex/s": f"{values['examples_per_second']:.0f}",
+    }

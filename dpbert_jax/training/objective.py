@@ -1,0 +1,216 @@
+"""The losses of the three training stages, as sums over rows so that shards simply add up.
+
+dense: the plain BERT. joint: planner and backbone together, gates sampled, cost penalised. final:
+the planner is frozen and the encoder learns the very plans that it will be served with. None of
+this is published for DPBERT; it is this project's design.
+"""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.model.bert import fold_rows
+from dpbert_jax.model.cost import plan_cost
+from dpbert_jax.model.dpbert import DPBert, Params
+from dpbert_jax.model.gates import hard_gates, logistic_noise, straight_through_gates
+
+StageName = Literal["dense", "joint", "final"]
+
+DISTILLATION_TEMPERATURE = 2.0
+DISTILLATION_SHARE = 0.5
+COST_WEIGHT = 20.0
+GATE_TEMPERATURE = (1.0, 0.5)  # at the start and the end of the joint stage
+BUDGET_RAMP = 0.2  # the share of the joint stage over which the lowest budget comes down from 1
+FULL_PATH_EVERY = 4  # one row in so many runs all layers: the full path stays good
+
+
+class Forward(NamedTuple):
+    """What a stage's forward pass gives to the loss, with the rows that the cost penalty counts."""
+
+    logits: Float[Array, "B C"]
+    gates: Float[Array, "B P"]
+    planned: Float[Array, " B"]  # 1 where the plan was the planner's, 0 on forced full paths
+    expected_gates: Float[Array, "B P"] | None = None  # differentiable: the joint stage only
+    budget: Float[Array, ""] | None = None
+
+
+def row_losses(
+    logits: Float[Array, "B C"],
+    labels: Array,
+    teacher_logits: Float[Array, "B C"] | None,
+    is_regression: bool,
+) -> Float[Array, " B"]:
+    """Task loss of each row, mixed with distillation where there is a teacher.
+
+    Classification: cross-entropy, and KL from the teacher at temperature 2 (Hinton et al.,
+    1503.02531). Regression: squared errors to label and to teacher.
+    """
+    if is_regression:
+        task = jnp.square(logits[:, 0] - labels)
+        if teacher_logits is None:
+            return task
+        distilled = jnp.square(logits - teacher_logits)[:, 0]
+    else:
+        task = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        if teacher_logits is None:
+            return task
+        warmth = DISTILLATION_TEMPERATURE
+        distilled = warmth**2 * optax.kl_divergence(
+            jax.nn.log_softmax(logits / warmth), jax.nn.softmax(teacher_logits / warmth)
+        )
+    return (1 - DISTILLATION_SHARE) * task + DISTILLATION_SHARE * distilled
+
+
+def planned_rows(positions: Int[Array, " B"]) -> Float[Array, " B"]:
+    """1 where a row follows the planner, 0 where it runs all layers.
+
+    Rows come shuffled, so every fourth position is a random quarter.
+    """
+    return (positions % FULL_PATH_EVERY != 0).astype(jnp.float32)
+
+
+def dense_forward(
+    model: DPBert, params: Params, batch: dict[str, Array], row_keys: Key[Array, " B"]
+) -> Forward:
+    """All layers, no planner."""
+    keys = fold_rows(row_keys, 0)
+    apply: Any = partial(model.apply, {"params": params})
+    inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+    states = apply(*inputs, keys, method="stem")
+    _, logits = apply(states, keys, method="pool")
+    rows = logits.shape[0]
+    return Forward(logits, jnp.zeros((rows, 0)), jnp.zeros(rows))
+
+
+def joint_forward(
+    model: DPBert,
+    params: Params,
+    batch: dict[str, Array],
+    row_keys: Key[Array, " B"],
+    step_key: Key[Array, ""],
+    progress: Float[Array, ""],
+) -> Forward:
+    """Gates sampled straight-through at one budget a step, a quarter of the rows on the full path.
+
+    The penalty's gates are their exact expectation, sigmoid(logit): the sample adds only noise.
+    """
+    keys = fold_rows(row_keys, 0)
+    apply: Any = partial(model.apply, {"params": params})
+    mask = batch["attention_mask"]
+    inputs = (batch["input_ids"], mask, batch["token_type_ids"])
+    states = apply(*inputs, keys, method="stem")
+
+    assert model.config.planner is not None
+    lowest = 1 - (1 - model.config.planner.min_budget) * jnp.minimum(progress / BUDGET_RAMP, 1)
+    budget = jax.random.uniform(step_key, minval=lowest, maxval=1.0)
+    planned = planned_rows(batch["positions"])
+    # The planner must not bend the backbone to its own ends: the backbone serves the task.
+    planner_input = jax.lax.stop_gradient(states)
+    budgets = jnp.where(planned > 0, budget, 1.0)
+    gate_logits = apply(planner_input, mask, budgets, method="plan")
+
+    first, last = GATE_TEMPERATURE
+    noise = logistic_noise(fold_rows(row_keys, 1), model.config.num_gates)
+    gates = straight_through_gates(gate_logits, noise, first + (last - first) * progress)
+    gates = jnp.where(planned[:, None] > 0, gates, 1.0)
+    states = apply(states, mask, gates, keys, method="encode")[-1]
+    _, logits = apply(states, keys, method="pool")
+    return Forward(logits, gates, planned, jax.nn.sigmoid(gate_logits), budget)
+
+
+def final_forward(
+    model: DPBert, params: Params, batch: dict[str, Array], row_keys: Key[Array, " B"]
+) -> Forward:
+    """The hard plans of inference, each row at a budget of its own from the trained range.
+
+    Everything that a plan depends on (embeddings, stem, planner, thresholds) is frozen and runs
+    without dropout, so these are exactly the plans that evaluation will see.
+    """
+    keys = fold_rows(row_keys, 0)
+    apply: Any = partial(model.apply, {"params": params})
+    mask = batch["attention_mask"]
+    inputs = (batch["input_ids"], mask, batch["token_type_ids"])
+    states = jax.lax.stop_gradient(apply(*inputs, method="stem"))
+
+    assert model.config.planner is not None and model.config.calibration is not None
+    low, calibration = model.config.planner.min_budget, model.config.calibration
+    draw = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=1.0))
+    planned = planned_rows(batch["positions"]) > 0
+    budgets = jnp.where(planned, draw(fold_rows(row_keys, 1)), 1.0)
+    grid = (jnp.array(calibration.budgets), jnp.array(calibration.thresholds))
+    thresholds = jnp.where(planned, jnp.interp(budgets, *grid), -jnp.inf)
+    gate_logits = apply(states, mask, budgets, method="plan")
+    gates = hard_gates(gate_logits, thresholds[:, None], model.config.num_gates)
+    gates = jax.lax.stop_gradient(gates)
+    states = apply(states, mask, gates, keys, method="encode")[-1]
+    _, logits = apply(states, keys, method="pool")
+    return Forward(logits, gates, planned.astype(jnp.float32))
+
+
+def stage_loss(
+    stage: StageName,
+    model: DPBert,
+    params: Params,
+    batch: dict[str, Array],
+    key: Key[Array, ""],
+    progress: Float[Array, ""],
+    totals: dict[str, Array],
+    axis_name: str,
+) -> tuple[Array, dict[str, Array]]:
+    """One shard's part of the loss, and sums for the log; parts and gradients add up over shards.
+
+    Args:
+        batch: arrays with a leading row axis; `weights` is 0 on padding rows, `positions` is the
+            row's place in the global batch (it seeds the row's noise).
+        key: the same on every shard.
+        progress: share of the stage's steps done.
+        totals: `weights` of the whole global batch; `planned`, the rows of this micro-batch over
+            all shards that the cost penalty counts; `share`, this micro-batch's share of the step.
+    """
+    config: DPBertConfig = model.config
+    row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
+    if stage == "dense":
+        out = dense_forward(model, params, batch, row_keys)
+    elif stage == "joint":
+        out = joint_forward(model, params, batch, row_keys, key, progress)
+    else:
+        out = final_forward(model, params, batch, row_keys)
+
+    weights = batch["weights"]
+    regression = config.bert.is_regression
+    losses = row_losses(out.logits, batch["labels"], batch.get("teacher_logits"), regression)
+    loss = jnp.sum(weights * losses) / totals["weights"]
+    layers = config.stem_layers + out.gates.sum(axis=-1)
+    sums = {
+        "loss": loss,
+        "rows": weights.sum(),
+        "layers": jnp.sum(weights * layers),
+        **_score_sums(out.logits, batch["labels"], weights, regression),
+    }
+    if out.expected_gates is not None:
+        counted = weights * out.planned
+        cost = plan_cost(config, out.expected_gates, batch["input_ids"].shape[1])
+        local_cost = jnp.sum(counted * cost) / totals["planned"]
+        mean_cost = jax.lax.psum(jax.lax.stop_gradient(local_cost), axis_name)
+        excess = mean_cost - out.budget
+        # d(excess^2) = 2 excess d(mean cost), and d(mean cost) is a sum over shards.
+        loss = loss + totals["share"] * COST_WEIGHT * 2 * excess * local_cost
+        part = totals["share"] / jax.lax.psum(1, axis_name)
+        sums |= {"cost_error": part * jnp.abs(excess), "penalty": part * COST_WEIGHT * excess**2}
+    return loss, sums
+
+
+def _score_sums(
+    logits: Array, labels: Array, weights: Array, is_regression: bool
+) -> dict[str, Array]:
+    """Sums from which a running accuracy, or a running Pearson correlation, is read."""
+    if not is_regression:
+        return {"correct": jnp.sum(weights * (logits.argmax(axis=-1) == labels))}
+    x, y = logits[:, 0], labels
+    moments = {"x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
+    return {name: jnp.sum(weights * value) for name, value in moments.items()}

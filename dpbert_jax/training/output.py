@@ -1,0 +1,95 @@
+"""The output folder of a run: who may write to it, and what was asked of it."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.run_folder import (
+    CHECKPOINTS,
+    METRICS,
+    TEACHER,
+    TENSORBOARD,
+    TRAIN_CONFIG,
+    WANDB,
+    read_train_config,
+)
+from dpbert_jax.training.arguments import TrainArguments
+
+# What a run writes; only this is removed when a run is replaced.
+RUN_FILES = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.partial",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    METRICS,
+    TRAIN_CONFIG,
+)
+RUN_FOLDERS = (CHECKPOINTS, TEACHER, TENSORBOARD, WANDB)
+
+# These may differ between a run and its resumption: they change no parameter.
+FREE_FLAGS = (
+    "output_dir",
+    "overwrite_output_dir",
+    "resume",
+    "save_steps",
+    "logging_steps",
+    "report_to",
+    "per_device_eval_batch_size",
+    "max_eval_samples",
+)
+
+
+def open_output(args: TrainArguments) -> Path:
+    """Makes the folder ready for this run and records the flags in `train_config.json`.
+
+    Raises:
+        UserError: the folder holds something else, or another run that was not to be replaced, or
+            the run to resume had other flags (each named).
+    """
+    folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file.")
+    if args.resume and args.overwrite_output_dir:
+        raise UserError("--resume and --overwrite_output_dir contradict each other.")
+    holds_run = (folder / TRAIN_CONFIG).exists()
+    occupied = folder.exists() and any(folder.iterdir())
+    if args.resume:
+        if not holds_run:
+            raise UserError(f"--resume: {folder} holds no run to go on with.")
+        _refuse_changes(args, read_train_config(folder))
+    elif occupied and not holds_run:
+        raise UserError(
+            f"--output_dir {folder} is not empty and holds no run of this library; name another."
+        )
+    elif occupied and not args.overwrite_output_dir:
+        raise UserError(
+            f"--output_dir {folder} holds a run already. Go on with it (--resume), replace it "
+            "(--overwrite_output_dir), or name another folder."
+        )
+    elif occupied:
+        for name in RUN_FILES:
+            (folder / name).unlink(missing_ok=True)
+        for name in RUN_FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not args.resume:
+        text = json.dumps(dataclasses.asdict(args), indent=2)
+        (folder / TRAIN_CONFIG).write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def _refuse_changes(args: TrainArguments, before: dict[str, Any]) -> None:
+    now = dataclasses.asdict(args)
+    changed = [
+        f"--{name} was {before.get(name)}, is {now[name]}"
+        for name in now
+        if name not in FREE_FLAGS and now[name] != before.get(name)
+    ]
+    if changed:
+        raise UserError(f"--resume needs the flags that the run had: {'; '.join(changed)}.")

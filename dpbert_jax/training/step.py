@@ -1,0 +1,105 @@
+"""The training step, and the one place that knows pmap."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dpbert_jax.model import DPBert, Params
+from dpbert_jax.training.objective import StageName, planned_rows, stage_loss
+
+AXIS = "batch"
+
+
+class TrainState(NamedTuple):
+    """Everything that a stage changes; un-replicated, without a device axis."""
+
+    params: Params
+    opt_state: Any
+    step: Any  # int32 scalar: steps done in this stage
+
+
+Step = Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, dict[str, float]]]
+
+
+def create_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def make_train_step(
+    stage: StageName,
+    model: DPBert,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    accumulation: int,
+    seed: int,
+) -> Step:
+    """A function (state, global batch) -> (state, sums for the log).
+
+    The global batch's rows are dealt out over all local devices and `accumulation` micro-batches.
+    All randomness comes from (seed, step, row position), so neither the number of devices nor a
+    restart changes it. The state passed in is donated: use the one returned.
+
+    Two programs: gradients, compiled for each length bucket and free of this run's constants, so
+    that a compilation cache serves other runs; and the update, compiled once.
+    """
+
+    def loss(params: Params, batch: Any, key: Any, progress: Any, totals: Any) -> Any:
+        return stage_loss(stage, model, params, batch, key, progress, totals, AXIS)
+
+    def gradients(
+        params: Params, shard: dict[str, jax.Array], seed: jax.Array, progress: jax.Array
+    ) -> tuple[Params, dict[str, jax.Array]]:
+        """One device's part; arrays of the shard are [accumulation, rows, ...]."""
+        key = jax.random.wrap_key_data(seed)
+        weights = jax.lax.psum(shard["weights"].sum(), AXIS)
+
+        def micro_batch(batch: dict[str, jax.Array]) -> tuple[Params, dict[str, jax.Array]]:
+            counted = batch["weights"] * planned_rows(batch["positions"])
+            totals = {
+                "weights": weights,
+                "planned": jnp.maximum(jax.lax.psum(counted.sum(), AXIS), 1.0),
+                "share": 1 / accumulation,
+            }
+            return jax.grad(loss, has_aux=True)(params, batch, key, progress, totals)
+
+        total = micro_batch(jax.tree.map(lambda x: x[0], shard))
+        if accumulation > 1:
+
+            def add(carry: Any, batch: dict[str, jax.Array]) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, carry, micro_batch(batch)), None
+
+            total, _ = jax.lax.scan(add, total, jax.tree.map(lambda x: x[1:], shard))
+        return jax.lax.psum(total, AXIS)
+
+    def update(state: TrainState, grads: Params) -> TrainState:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1)
+
+    # Parameters enter and gradients leave without a device axis; only the batch is sharded.
+    parallel = jax.pmap(
+        gradients, axis_name=AXIS, in_axes=(None, 0, None, None), out_axes=(None, None)
+    )
+    apply_update = jax.jit(update, donate_argnums=0)
+    devices = jax.local_device_count()
+    root = jax.random.key(seed)
+
+    def run(state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, float]]:
+        rows = len(batch["weights"])
+        batch = {name: batch[name] for name in batch if name != "indices"}
+        batch["positions"] = np.arange(rows, dtype=np.int32)
+        lead = (devices, accumulation, rows // (devices * accumulation))
+        shards = {name: value.reshape(*lead, *value.shape[1:]) for name, value in batch.items()}
+        step = int(state.step)
+        key = jax.random.key_data(jax.random.fold_in(root, step))
+        grads, sums = parallel(state.params, shards, key, np.float32(step / num_steps))
+        # Waiting here costs a dispatch, and virtual CPU devices deadlock without it.
+        sums = {name: float(value) for name, value in jax.device_get(sums).items()}
+        return jax.block_until_ready(apply_update(state, grads)), sums
+
+    return run
