@@ -47,7 +47,9 @@ class BertConfig:
             if not 0 <= rate <= 0.9:
                 raise UserError(f"A dropout probability is {rate}, but must lie in [0, 0.9].")
         if self.labels is not None and len(self.labels) != self.num_labels:
-            raise UserError(f"There are {len(self.labels)} labels, but num_labels is {self.num_labels}.")
+            raise UserError(
+                f"There are {len(self.labels)} labels, but num_labels is {self.num_labels}."
+            )
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(f"hidden_act '{self.hidden_act}' is not one of {list(ACTIVATIONS)}.")
 

@@ -83,15 +83,13 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             raise UserError(f"{index} is damaged: it holds no weight_map.") from error
         names = sorted(set(shards))
     elif not (folder / WEIGHTS).exists():
-        if (folder / "pytorch_model.bin").exists():
-            raise UserError(
-                f"{folder} holds pytorch_model.bin only, which is pickled code and is not loaded. "
-                'Convert it where torch is installed: python -c "import torch; from '
-                "safetensors.torch import save_file; t = torch.load('pytorch_model.bin', "
-                "weights_only=True); save_file({k: v.contiguous().clone() for k, v in "
-                "t.items()}, 'model.safetensors')\"."
-            )
-        raise UserError(f"{folder} holds no {WEIGHTS}.")
+        raise UserError(
+            f"{folder} holds no {WEIGHTS}. If it has a pytorch_model.bin, which is pickled code "
+            'and never loaded, convert it where torch is installed: python -c "import torch; from '
+            "safetensors.torch import save_file; t = torch.load('pytorch_model.bin', "
+            "weights_only=True); save_file({k: v.contiguous().clone() for k, v in t.items()}, "
+            "'model.safetensors')\"."
+        )
     tensors: dict[str, np.ndarray] = {}
     unused = []
     for name in names:

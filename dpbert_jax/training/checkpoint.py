@@ -61,7 +61,8 @@ class Checkpoints:
                 found = self._manager.restore(
                     step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
                 )
-                return step, position, found["state"]
+                # On the host: the run that goes on may have other devices.
+                return step, position, jax.device_get(found["state"])
             except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
                 reason = str(error).strip().splitlines()[0]
                 logger.warning(

@@ -1,6 +1,6 @@
 """The training step, and the one place that knows pmap."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,12 +37,14 @@ def make_train_step(
     num_steps: int,
     accumulation: int,
     seed: int,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Step:
     """A function (state, global batch) -> (state, sums for the log).
 
-    The global batch's rows are dealt out over all local devices and `accumulation` micro-batches.
-    All randomness comes from (seed, step, row position), so neither the number of devices nor a
-    restart changes it. The state passed in is donated: use the one returned.
+    The global batch's rows are dealt out over `devices` (default: all local ones) and
+    `accumulation` micro-batches. All randomness comes from (seed, step, row position), so neither
+    the number of devices nor a restart changes it. The state passed in is donated: use the one
+    returned.
 
     Two programs: gradients, compiled for each length bucket and free of this run's constants, so
     that a compilation cache serves other runs; and the update, compiled once.
@@ -82,18 +84,22 @@ def make_train_step(
         return TrainState(params, opt_state, state.step + 1)
 
     # Parameters enter and gradients leave without a device axis; only the batch is sharded.
+    devices = devices or jax.local_devices()
     parallel = jax.pmap(
-        gradients, axis_name=AXIS, in_axes=(None, 0, None, None), out_axes=(None, None)
+        gradients,
+        axis_name=AXIS,
+        in_axes=(None, 0, None, None),
+        out_axes=(None, None),
+        devices=devices,
     )
     apply_update = jax.jit(update, donate_argnums=0)
-    devices = jax.local_device_count()
     root = jax.random.key(seed)
 
     def run(state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, float]]:
         rows = len(batch["weights"])
         batch = {name: batch[name] for name in batch if name != "indices"}
         batch["positions"] = np.arange(rows, dtype=np.int32)
-        lead = (devices, accumulation, rows // (devices * accumulation))
+        lead = (len(devices), accumulation, rows // (len(devices) * accumulation))
         shards = {name: value.reshape(*lead, *value.shape[1:]) for name, value in batch.items()}
         step = int(state.step)
         key = jax.random.key_data(jax.random.fold_in(root, step))
