@@ -4,8 +4,10 @@ Every annotation of the library is enforced while tests run: jaxtyping hands eac
 beartype. Production pays nothing for it.
 """
 
+import csv
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Tests compile far longer than they compute: less optimised code halves them.
 os.environ["XLA_FLAGS"] = (
@@ -24,6 +26,8 @@ from jaxtyping import install_import_hook
 install_import_hook("dpbert_jax", "beartype.beartype")
 # A dimension that appears silently is a bug that still computes something.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+WORDS = "the a cat dog sat ran on mat in sun and it was film walk good bad".split()
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +64,51 @@ def random_batch() -> Callable:
         }
 
     return draw
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is read from, or left in, the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPBERT_JAX_CACHE", str(tmp_path_factory.mktemp("tokenized")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained BERT of the tiny preset, with a WordPiece tokenizer of two dozen words."""
+    from transformers import BertTokenizer
+
+    from dpbert_jax.config import TINY, DPBertConfig
+    from dpbert_jax.convert import save_folder
+    from dpbert_jax.model import init_params
+
+    folder = tmp_path_factory.mktemp("pretrained")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    config = DPBertConfig(TINY)
+    save_folder(folder, config, init_params(config, 0), BertTokenizer(str(folder / "vocab.txt")))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sentence_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """Flags that name small csv files: 60 rows to train on and 20 to score, classes or scores."""
+    folder = tmp_path_factory.mktemp("sentences")
+    random = np.random.default_rng(0)
+    files = {}
+    for kind in ("classes", "scores"):
+        files[kind] = {}
+        for split, rows in (("train", 60), ("validation", 20)):
+            path = folder / f"{kind}_{split}.csv"
+            with path.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["sentence", "label"])
+                for row in range(rows):
+                    words = random.choice(WORDS, random.integers(3, 9)).tolist()
+                    words.append(("good", "bad")[row % 2])
+                    classes = ("positive", "negative")[row % 2]
+                    label = classes if kind == "classes" else 4.5 - 3.1 * (row % 2) + row % 3 / 4
+                    writer.writerow([" ".join(words), label])
+            files[kind][f"{split}_file"] = str(path)
+    return files

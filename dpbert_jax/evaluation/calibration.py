@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from dpbert_jax.config import Calibration, DPBertConfig
 from dpbert_jax.data import TokenizedSplit, batches
@@ -27,7 +28,7 @@ def calibrate(
     *,
     batch_size: int,
     max_seq_length: int,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Calibration:
     """Thresholds for a grid of budgets, from the inputs of a split; labels are not looked at.
 

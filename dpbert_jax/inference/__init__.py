@@ -1,6 +1,16 @@
 """Inference: plan rules, and executors that turn a plan into time saved."""
 
 from dpbert_jax.inference.executors import EXECUTORS, Executor, make_executor
+from dpbert_jax.inference.predictor import Prediction, Predictor
 from dpbert_jax.inference.rules import PLAN_RULES, Rule, resolve_rule
 
-__all__ = ["EXECUTORS", "PLAN_RULES", "Executor", "Rule", "make_executor", "resolve_rule"]
+__all__ = [
+    "EXECUTORS",
+    "PLAN_RULES",
+    "Executor",
+    "Prediction",
+    "Predictor",
+    "Rule",
+    "make_executor",
+    "resolve_rule",
+]

@@ -117,7 +117,8 @@ def _init(config: DPBertConfig, key: Key[Array, ""]) -> Params:
     # One jitted call: initialising op by op compiles hundreds of tiny programs.
     ids = jnp.ones((1, 4), jnp.int32)
     gates = jnp.ones((1, config.num_gates))
-    return DPBert(config).init(key, ids, ids, jnp.zeros_like(ids), gates)["params"]
+    variables: Any = DPBert(config).init(key, ids, ids, jnp.zeros_like(ids), gates)
+    return variables["params"]
 
 
 def init_params(config: DPBertConfig, seed: int) -> Params:

@@ -80,14 +80,14 @@ def run_stage(
                 if not math.isfinite(sums["loss"]):
                     _refuse_divergence(plan, done, epoch, batch["indices"], sums["loss"])
                 window.append(sums)
+                values = _summary(window, is_regression)
+                rate = sum(s["rows"] for s in window) / (time.perf_counter() - began)
+                values["examples_per_second"] = rate
+                bar.set_postfix(_short(values), refresh=False)
                 bar.update()
                 global_step = plan.first_step + done
                 if done == plan.num_steps or global_step % logging_steps == 0:
-                    values = _summary(window, is_regression)
-                    rate = sum(s["rows"] for s in window) / (time.perf_counter() - began)
-                    values["examples_per_second"] = rate
                     tracker.log(global_step, {"phase": plan.name, "epoch": epoch, **values})
-                    bar.set_postfix(_short(values))
                     window, began = [], time.perf_counter()
                 if done == plan.num_steps or global_step % save_steps == 0:
                     save(done, state)

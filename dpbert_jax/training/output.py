@@ -79,13 +79,22 @@ def open_output(args: TrainArguments) -> Path:
             shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not args.resume:
-        text = json.dumps(dataclasses.asdict(args), indent=2)
+        text = json.dumps(_recorded(args), indent=2)
         (folder / TRAIN_CONFIG).write_text(text + "\n", encoding="utf-8")
     return folder
 
 
+def _recorded(args: TrainArguments) -> dict[str, Any]:
+    """The flags, with absolute paths of the data: eval.py may run from another folder."""
+    values = dataclasses.asdict(args)
+    for name in ("data_dir", "train_file", "validation_file"):
+        if values[name]:
+            values[name] = str(Path(values[name]).absolute())
+    return values
+
+
 def _refuse_changes(args: TrainArguments, before: dict[str, Any]) -> None:
-    now = dataclasses.asdict(args)
+    now = _recorded(args)
     changed = [
         f"--{name} was {before.get(name)}, is {now[name]}"
         for name in now

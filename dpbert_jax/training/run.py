@@ -27,9 +27,10 @@ from dpbert_jax.convert import (
 )
 from dpbert_jax.data import TaskData, TokenizedSplit, load_task, num_batches, tokenize
 from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
-from dpbert_jax.evaluation.evaluate import predict, summarise
-from dpbert_jax.evaluation.metrics import compute_metrics
+from dpbert_jax.evaluation.evaluate import predict
+from dpbert_jax.evaluation.report import evaluate_run
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.model import DPBert, Params, init_params
 from dpbert_jax.model.cost import planner_share
@@ -111,7 +112,7 @@ def train(args: TrainArguments) -> None:
                 save_folder(folder / TEACHER, dense_config, params, tokenizer)
         final_config = _calibrated(config, params, rows, args)
         save_folder(folder, final_config, params, tokenizer)
-        _report(folder, final_config, params, task, tokenizer, tracker, plans[-1], args)
+        _report(folder, tracker, plans[-1], args)
     finally:
         checkpoints.close()
         tracker.close()
@@ -306,51 +307,24 @@ def _train_stage(
     return jax.device_get(state.params)
 
 
-def _report(
-    folder: Path,
-    config: DPBertConfig,
-    params: Params,
-    task: TaskData,
-    tokenizer: Any,
-    tracker: Tracker,
-    last: StagePlan,
-    args: TrainArguments,
-) -> None:
-    """Scores the validation splits at a few budgets; `eval.py` does it with layers skipped."""
-    _, dense_config, dense_params, _ = load_run(str(folder / TEACHER))
-    dense = make_executor("masked", dense_config, dense_params, _dtype(args))
-    execute = make_executor("masked", config, params, _dtype(args))
-    sizes: dict[str, Any] = {
-        "batch_size": args.per_device_eval_batch_size,
-        "max_seq_length": args.max_seq_length,
-    }
-    for name in task.spec.validation_splits:
-        if name not in task.splits:
-            continue
-        examples = task.splits[name].head(args.max_eval_samples)
-        split = tokenize(examples, tokenizer, args.max_seq_length)
-        assert split.labels is not None
-        found = predict(dense, resolve_rule(dense_config, 1.0), dense_config, split, **sizes)
-        spec = task.spec
-        metrics = compute_metrics(spec.metrics, found.logits, split.labels, spec.is_regression)
-        for budget in REPORTED_BUDGETS:
-            if budget < args.min_budget:
-                continue
-            rule = resolve_rule(config, budget)
-            made = predict(execute, rule, config, split, **sizes)
-            values = summarise(made, spec, split.labels, metrics)
-            flat = {f"eval_{key}": value for key, value in values["metrics"].items()}
-            for key in ("score", "score_kept", "mean_layers", "cost", "distinct_plans"):
-                flat[f"eval_{key}"] = values[key]
-            step = last.first_step + last.num_steps
-            tracker.log(step, {"phase": f"eval/{name}/{budget}", "budget": budget, **flat})
-            logger.info(
-                "%s at budget %.2f: score %.4f (%.1f %% of dense), %.2f of %d layers, cost %.3f",
-                name,
-                budget,
-                values["score"],
-                100 * values["score_kept"],
-                values["mean_layers"],
-                values["num_layers"],
-                values["cost"],
-            )
+def _report(folder: Path, tracker: Tracker, last: StagePlan, args: TrainArguments) -> None:
+    """Scores the run as it was saved; `eval.py` with `cond` does it with layers skipped."""
+    results = evaluate_run(
+        EvalArguments(
+            model_name_or_path=str(folder),
+            budget=[budget for budget in REPORTED_BUDGETS if budget >= args.min_budget],
+            executor="masked",
+            max_eval_samples=args.max_eval_samples,
+            per_device_eval_batch_size=args.per_device_eval_batch_size,
+            bf16=args.bf16,
+        )
+    )
+    logged = ("score", "score_kept", "mean_layers", "cost", "distinct_plans")
+    for result in results:
+        phase = f"eval/{result['split']}/{result['budget']:g}"
+        scores = {f"eval_{name}": value for name, value in result["metrics"].items()}
+        values = {f"eval_{name}": result[name] for name in logged}
+        tracker.log(
+            last.first_step + last.num_steps,
+            {"phase": phase, "budget": result["budget"], **scores, **values},
+        )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dpbert_jax.model import DPBert, Params
 from dpbert_jax.training.objective import StageName, planned_rows, stage_loss
@@ -37,7 +38,7 @@ def make_train_step(
     num_steps: int,
     accumulation: int,
     seed: int,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Step:
     """A function (state, global batch) -> (state, sums for the log).
 
@@ -93,6 +94,8 @@ def make_train_step(
         devices=devices,
     )
     apply_update = jax.jit(update, donate_argnums=0)
+    # As pmap's outputs lie: a first state that lay otherwise would compile both programs twice.
+    replicated = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
     root = jax.random.key(seed)
 
     def run(state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, dict[str, float]]:
@@ -101,6 +104,7 @@ def make_train_step(
         batch["positions"] = np.arange(rows, dtype=np.int32)
         lead = (len(devices), accumulation, rows // (len(devices) * accumulation))
         shards = {name: value.reshape(*lead, *value.shape[1:]) for name, value in batch.items()}
+        state = jax.device_put(state, replicated)
         step = int(state.step)
         key = jax.random.key_data(jax.random.fold_in(root, step))
         grads, sums = parallel(state.params, shards, key, np.float32(step / num_steps))

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dpbert_jax.errors import UserError
 from dpbert_jax.run_folder import METRICS, TENSORBOARD
@@ -11,6 +11,7 @@ from dpbert_jax.run_folder import METRICS, TENSORBOARD
 REPORTERS = ("tensorboard", "wandb", "none")
 
 
+@runtime_checkable
 class Tracker(Protocol):
     def log_config(self, config: dict[str, Any]) -> None: ...
 
