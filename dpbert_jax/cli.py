@@ -13,10 +13,8 @@ from dpbert_jax.errors import UserError
 def parse(arguments: type, description: str | None, argv: Sequence[str] | None = None) -> Any:
     """Parses flags into the dataclass; argparse itself exits with 2 on what it cannot read."""
     parser = HfArgumentParser(arguments, description=description, allow_abbrev=False)  # type: ignore[arg-type]
-    parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return parsed
+    # Unknown flags come first: a misspelt one is seldom what the dataclass finds missing.
+    return arguments(**vars(parser.parse_args(argv)))
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -65,7 +65,6 @@ class PlannerConfig:
     stem_layers: int = 1  # layers that always run and whose output the planner reads
     hidden_size: int = 64
     logit_bound: float = 6.0  # gate logits lie in (-bound, bound): gates never saturate for good
-    initial_logit: float = 2.0  # at the start nearly every layer runs (sigmoid(2) = 0.88)
     min_budget: float = 0.4
 
 

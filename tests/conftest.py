@@ -4,9 +4,13 @@ Every annotation of the library is enforced while tests run: jaxtyping hands eac
 beartype. Production pays nothing for it.
 """
 
+import atexit
 import csv
+import dataclasses
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Tests compile far longer than they compute: less optimised code halves them.
@@ -15,6 +19,11 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A run's programs are compiled once for all runs of the session, those of subprocesses too.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dpbert_jax_tests")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# Nothing is read from, or left in, the tokenised splits of whoever runs the tests.
+os.environ["DPBERT_JAX_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] + "/tokenized"
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +32,12 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import install_import_hook
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 install_import_hook("dpbert_jax", "beartype.beartype")
 # A dimension that appears silently is a bug that still computes something.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-WORDS = "the a cat dog sat ran on mat in sun and it was film walk good bad".split()
+VOCABULARY = "the a cat dog sat ran on mat in sun and it was film walk good bad"
 
 
 @pytest.fixture(scope="session")
@@ -66,17 +76,10 @@ def random_batch() -> Callable:
     return draw
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is read from, or left in, the cache of whoever runs the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPBERT_JAX_CACHE", str(tmp_path_factory.mktemp("tokenized")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretrained BERT of the tiny preset, with a WordPiece tokenizer of two dozen words."""
+    """A pretrained BERT without a classifier: the tiny preset, cut to three layers."""
+    from safetensors.numpy import load_file, save_file
     from transformers import BertTokenizer
 
     from dpbert_jax.config import TINY, DPBertConfig
@@ -84,10 +87,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dpbert_jax.model import init_params
 
     folder = tmp_path_factory.mktemp("pretrained")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *VOCABULARY.split()]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    config = DPBertConfig(TINY)
+    config = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=3))
     save_folder(folder, config, init_params(config, 0), BertTokenizer(str(folder / "vocab.txt")))
+    weights = folder / "model.safetensors"
+    backbone = {k: v for k, v in load_file(weights).items() if not k.startswith("classifier")}
+    save_file(backbone, weights, metadata={"format": "pt"})
     return folder
 
 
@@ -105,10 +111,37 @@ def sentence_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[s
                 writer = csv.writer(file)
                 writer.writerow(["sentence", "label"])
                 for row in range(rows):
-                    words = random.choice(WORDS, random.integers(3, 9)).tolist()
+                    words = random.choice(VOCABULARY.split(), random.integers(3, 9)).tolist()
                     words.append(("good", "bad")[row % 2])
                     classes = ("positive", "negative")[row % 2]
                     label = classes if kind == "classes" else 4.5 - 3.1 * (row % 2) + row % 3 / 4
                     writer.writerow([" ".join(words), label])
             files[kind][f"{split}_file"] = str(path)
     return files
+
+
+@pytest.fixture(scope="session")
+def run_flags(tiny_folder: Path, sentence_files: dict[str, dict[str, str]]) -> dict[str, object]:
+    """Flags of a whole run in 16 steps: eight of the dense stage, four of either other one."""
+    return {
+        "model_name_or_path": str(tiny_folder),
+        **sentence_files["classes"],
+        "max_seq_length": 16,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "num_train_epochs": 1.0,
+        "num_planner_epochs": 1.0,
+        "logging_steps": 1,
+        "save_steps": 3,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_run(run_flags: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that run; not to be changed."""
+    from dpbert_jax.training.arguments import TrainArguments
+    from dpbert_jax.training.run import train
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train(TrainArguments(output_dir=str(folder), **run_flags))
+    return folder

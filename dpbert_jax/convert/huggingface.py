@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -168,4 +169,5 @@ def save_folder(folder: Path, config: DPBertConfig, params: Params, tokenizer: A
     tokenizer.save_pretrained(str(folder))
     partial = folder / f"{WEIGHTS}.partial"
     save_file(tensors, str(partial), metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", partial)  # safetensors makes files for the owner only
     os.replace(partial, folder / WEIGHTS)

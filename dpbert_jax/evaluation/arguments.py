@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpbert_jax.errors import UserError
+
 
 def flag(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -36,3 +38,9 @@ class EvalArguments:
     plot_dir: str | None = flag(
         None, "Write score_against_cost.png and layers_per_input.png to this folder."
     )
+
+    def __post_init__(self) -> None:
+        for name in ("max_seq_length", "max_eval_samples", "per_device_eval_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value}, but must be at least 1.")

@@ -18,7 +18,7 @@ GRID_STEP = 0.025
 
 def budget_grid(min_budget: float) -> np.ndarray:
     """Budgets from `min_budget` to 1.0 that thresholds are found for; [G]."""
-    return np.linspace(min_budget, 1.0, round((1 - min_budget) / GRID_STEP) + 1)
+    return np.linspace(min_budget, 1.0, max(round((1 - min_budget) / GRID_STEP), 1) + 1)
 
 
 def calibrate(

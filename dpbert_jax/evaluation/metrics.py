@@ -6,14 +6,19 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
+from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+
+def _pearson(labels: np.ndarray, predicted: np.ndarray) -> Any:
+    return pearsonr(labels, predicted)[0] if len(labels) > 1 else math.nan
+
 
 _METRICS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
     "accuracy": accuracy_score,
     "f1": f1_score,
     "matthews_correlation": matthews_corrcoef,
-    "pearson": lambda labels, predicted: pearsonr(labels, predicted)[0],
+    "pearson": _pearson,
     "spearmanr": lambda labels, predicted: spearmanr(labels, predicted)[0],
 }
 
@@ -28,12 +33,13 @@ def compute_metrics(
         labels: [N] class ids or scores.
 
     Returns:
-        Values in [-1, 1]; NaN for a correlation that constant scores leave undefined.
+        Values in [-1, 1]; NaN for a correlation that constant scores or a single row leave
+        undefined.
     """
     predicted = logits[:, 0] if is_regression else logits.argmax(axis=-1)
     with warnings.catch_warnings():
-        # NaN says it already.
-        warnings.simplefilter("ignore", ConstantInputWarning)
+        # What is undefined says it already: NaN, or the 0 of scikit-learn.
+        warnings.simplefilter("ignore")
         return {name: float(_METRICS[name](labels, predicted)) for name in names}
 
 

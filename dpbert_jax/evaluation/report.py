@@ -36,8 +36,6 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
     args = _with_run_defaults(args, folder)
     task = _load_task(args, config)
     batch_size = args.per_device_eval_batch_size or (1 if args.executor == "cond" else 32)
-    if batch_size < 1:
-        raise UserError(f"--per_device_eval_batch_size is {batch_size}, but must be at least 1.")
 
     run = _runner(args, config, params, batch_size)
     if (folder / TEACHER).is_dir():

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpbert_jax.errors import UserError
+from dpbert_jax.training.tracker import REPORTERS
 
 POSITIVE = (
     "max_seq_length",
@@ -85,3 +86,6 @@ class TrainArguments:
             raise UserError(f"--warmup_ratio is {self.warmup_ratio}, but must lie in [0, 1].")
         if self.weight_decay < 0 or self.seed < 0:
             raise UserError("--weight_decay and --seed must not be negative.")
+        unknown = sorted(set(self.report_to) - set(REPORTERS))
+        if unknown:
+            raise UserError(f"--report_to {' '.join(unknown)}: must be of {list(REPORTERS)}.")

@@ -51,7 +51,7 @@ class Checkpoints:
             UserError: there are checkpoints, but none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        for number, step in enumerate(steps):
             try:
                 found = self._manager.restore(
                     step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
@@ -61,6 +61,8 @@ class Checkpoints:
                 found = self._manager.restore(
                     step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
                 )
+                for damaged in steps[:number]:  # or their numbers could never be saved again
+                    self._manager.delete(damaged)
                 # On the host: the run that goes on may have other devices.
                 return step, position, jax.device_get(found["state"])
             except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -70,7 +72,6 @@ class Checkpoints:
                     step,
                     reason,
                 )
-                self._manager.delete(step)  # or its number could never be saved again
         if steps:
             raise UserError(
                 f"{self._manager.directory}: none of the checkpoints {steps} can be read; start "

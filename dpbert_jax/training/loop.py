@@ -35,6 +35,7 @@ def run_stage(
     split: TokenizedSplit,
     teacher_logits: np.ndarray | None,
     *,
+    row_numbers: np.ndarray,
     batch_size: int,
     max_seq_length: int,
     pad_token_id: int,
@@ -48,11 +49,12 @@ def run_stage(
     """Runs the steps that the state has not done yet; every draw depends on (seed, step) only.
 
     Args:
+        row_numbers: where the split's rows stand in the training data; [N].
         batch_size: rows of the global batch.
         save: called with (stage step, state) every `save_steps` global steps and at the end.
 
     Raises:
-        UserError: the loss is not finite; names the step and the rows.
+        UserError: the loss or its gradient is not finite; names the step and the rows.
     """
     per_epoch = num_batches(len(split), batch_size)
     done = int(state.step)
@@ -77,8 +79,9 @@ def run_stage(
                     batch["teacher_logits"] = teacher_logits[batch["indices"]]
                 state, sums = step(state, batch)
                 done += 1
-                if not math.isfinite(sums["loss"]):
-                    _refuse_divergence(plan, done, epoch, batch["indices"], sums["loss"])
+                if not (math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"])):
+                    rows = row_numbers[batch["indices"][batch["indices"] >= 0]]
+                    _refuse_divergence(plan, done, epoch, rows, sums)
                 window.append(sums)
                 values = _summary(window, is_regression)
                 rate = sum(s["rows"] for s in window) / (time.perf_counter() - began)
@@ -97,15 +100,14 @@ def run_stage(
 
 
 def _refuse_divergence(
-    plan: StagePlan, step: int, epoch: int, indices: np.ndarray, loss: float
+    plan: StagePlan, step: int, epoch: int, rows: np.ndarray, sums: dict[str, float]
 ) -> None:
-    rows = [int(row) for row in indices if row >= 0]
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     raise UserError(
-        f"The loss is {loss} in stage {plan.name}, step {step} of {plan.num_steps} (epoch "
-        f"{epoch}), on the batch of training rows {shown}. The run has stopped; its last "
-        "checkpoint is from before. Lower --learning_rate or --planner_learning_rate, or look at "
-        "those rows."
+        f"The loss is {sums['loss']} and its gradient's norm {sums['grad_norm']} in stage "
+        f"{plan.name}, step {step} of {plan.num_steps} (epoch {epoch}), on the batch of training "
+        f"rows {shown} (counted from 0). The run has stopped; its last checkpoint is from before. "
+        "Lower --learning_rate or --planner_learning_rate, or look at those rows."
     )
 
 
@@ -120,7 +122,7 @@ def _summary(window: list[dict[str, float]], is_regression: bool) -> dict[str, f
         values["score"] = (total["xy"] / rows - x * y) / math.sqrt(max(spread, 1e-12))
     else:
         values["score"] = total["correct"] / rows
-    for key in ("cost_error", "penalty"):
+    for key in ("grad_norm", "cost_error", "penalty"):
         if key in total:
             values[key] = total[key] / len(window)
     return values

@@ -55,6 +55,7 @@ class Rows(NamedTuple):
 
     every: TokenizedSplit
     kept: TokenizedSplit
+    kept_numbers: np.ndarray  # where the kept rows stand among all
     calibration: TokenizedSplit
 
 
@@ -74,8 +75,11 @@ def train(args: TrainArguments) -> None:
         dense_config, planner=PlannerConfig(args.stem_layers, min_budget=args.min_budget)
     )
     _check_budget_range(config, args)
-    folder = open_output(args)
+    # All that can be refused is looked at before the output folder is claimed.
     tokenizer = load_tokenizer(source)
+    fresh = () if args.teacher else ("classifier", "bert.pooler")
+    source_params = load_params(source, dense_config, fresh=fresh, seed=args.seed)
+    folder = open_output(args)
     rows = _training_rows(task, tokenizer, args)
     plans = _plan_stages(rows, args)
 
@@ -92,7 +96,7 @@ def train(args: TrainArguments) -> None:
     tracker = make_tracker(folder, args.report_to, global_step)
     tracker.log_config(dataclasses.asdict(args))
     try:
-        params: Params = state.params if state else {}
+        params: Params = state.params if state else source_params
         for plan in plans:
             if plan.index < position.stage:
                 continue
@@ -102,14 +106,15 @@ def train(args: TrainArguments) -> None:
                 # stage: they depend on frozen parameters only.
                 stage_config = _calibrated(stage_config, params, rows, args)
             if plan.index > position.stage:
-                params = _initial_params(plan, params, source, folder, stage_config, args)
+                if plan.name == "joint":
+                    # The dense model is done: it stays as the teacher, and gets a planner.
+                    save_folder(folder / TEACHER, dense_config, params, tokenizer)
+                    params = {**params, "planner": init_params(config, args.seed)["planner"]}
                 state = create_state(params, _optimizer(params, stage_config, plan, args))
             assert state is not None
             params = _train_stage(
                 plan, state, stage_config, rows, folder, tracker, checkpoints, args
             )
-            if plan.name == "dense":
-                save_folder(folder / TEACHER, dense_config, params, tokenizer)
         final_config = _calibrated(config, params, rows, args)
         save_folder(folder, final_config, params, tokenizer)
         _report(folder, tracker, plans[-1], args)
@@ -172,7 +177,7 @@ def _training_rows(task: TaskData, tokenizer: Any, args: TrainArguments) -> Rows
     held_out = max(min(32, len(every) // 2), min(1000, len(every) // 20))
     order = np.random.default_rng(args.seed).permutation(len(every))
     kept, calibration = np.sort(order[held_out:]), np.sort(order[:held_out])
-    return Rows(every, every.take(kept), every.take(calibration))
+    return Rows(every, every.take(kept), kept, every.take(calibration))
 
 
 def _batch_size(args: TrainArguments) -> int:
@@ -217,26 +222,6 @@ def _abstract_state(plan: StagePlan, config: DPBertConfig, args: TrainArguments)
     return jax.eval_shape(make)
 
 
-def _initial_params(
-    plan: StagePlan,
-    params: Params,
-    source: Path,
-    folder: Path,
-    config: DPBertConfig,
-    args: TrainArguments,
-) -> Params:
-    """Parameters at the start of a stage."""
-    if plan.name == "dense":
-        fresh = ("classifier", "bert.pooler")
-        return load_params(source, config, fresh=fresh, seed=args.seed)
-    if plan.name == "joint":
-        if args.teacher:
-            _, dense_config, params, tokenizer = load_run(str(source))
-            save_folder(folder / TEACHER, dense_config, params, tokenizer)
-        return {**params, "planner": init_params(config, args.seed)["planner"]}
-    return params
-
-
 def _calibrated(
     config: DPBertConfig, params: Params, rows: Rows, args: TrainArguments
 ) -> DPBertConfig:
@@ -261,9 +246,9 @@ def _train_stage(
     checkpoints: Checkpoints,
     args: TrainArguments,
 ) -> Params:
-    split, teacher_logits = rows.every, None
+    split, numbers, teacher_logits = rows.every, np.arange(len(rows.every)), None
     if plan.name != "dense":
-        split = rows.kept
+        split, numbers = rows.kept, rows.kept_numbers
         _, dense_config, dense_params, _ = load_run(str(folder / TEACHER))
         teacher_logits = predict(
             make_executor("masked", dense_config, dense_params, _dtype(args)),
@@ -294,6 +279,7 @@ def _train_stage(
         state,
         split,
         teacher_logits,
+        row_numbers=numbers,
         batch_size=_batch_size(args),
         max_seq_length=args.max_seq_length,
         pad_token_id=config.bert.pad_token_id,

@@ -79,10 +79,10 @@ def make_train_step(
             total, _ = jax.lax.scan(add, total, jax.tree.map(lambda x: x[1:], shard))
         return jax.lax.psum(total, AXIS)
 
-    def update(state: TrainState, grads: Params) -> TrainState:
+    def update(state: TrainState, grads: Params) -> tuple[TrainState, jax.Array]:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1)
+        return TrainState(params, opt_state, state.step + 1), optax.global_norm(grads)
 
     # Parameters enter and gradients leave without a device axis; only the batch is sharded.
     devices = devices or jax.local_devices()
@@ -109,7 +109,8 @@ def make_train_step(
         key = jax.random.key_data(jax.random.fold_in(root, step))
         grads, sums = parallel(state.params, shards, key, np.float32(step / num_steps))
         # Waiting here costs a dispatch, and virtual CPU devices deadlock without it.
-        sums = {name: float(value) for name, value in jax.device_get(sums).items()}
-        return jax.block_until_ready(apply_update(state, grads)), sums
+        sums = jax.device_get(sums)
+        state, grad_norm = jax.block_until_ready(apply_update(state, grads))
+        return state, {"grad_norm": float(grad_norm), **{k: float(v) for k, v in sums.items()}}
 
     return run

@@ -28,7 +28,7 @@ class JsonlTracker:
         if path.exists():
             # A run that was killed may have left its last line half written.
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-            kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+            kept = [line for line in lines if _stays(json.loads(line), last_step)]
         path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
 
@@ -46,6 +46,11 @@ class JsonlTracker:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _stays(values: dict[str, Any], last_step: int) -> bool:
+    """Whether a line stands when a run goes on: a run's end scores it anew, after its last step."""
+    return values["step"] <= last_step and not str(values.get("phase")).startswith("eval/")
 
 
 class TensorBoardTracker:
@@ -112,12 +117,10 @@ def make_tracker(folder: Path, report_to: list[str], last_step: int = 0) -> Trac
     Args:
         last_step: the step that the run goes on from; what was logged behind it is dropped.
     """
-    unknown = set(report_to) - set(REPORTERS)
-    if unknown:
-        raise UserError(f"--report_to {' '.join(sorted(unknown))}: must be of {list(REPORTERS)}.")
-    trackers: list[Tracker] = [JsonlTracker(folder / METRICS, last_step)]
+    trackers: list[Tracker] = []
+    if "wandb" in report_to:  # first, since it may be refused
+        trackers.append(WandbTracker(folder))
     if "tensorboard" in report_to:
         trackers.append(TensorBoardTracker(folder / TENSORBOARD, last_step))
-    if "wandb" in report_to:
-        trackers.append(WandbTracker(folder))
+    trackers.append(JsonlTracker(folder / METRICS, last_step))
     return Trackers(trackers)

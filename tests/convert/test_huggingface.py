@@ -174,7 +174,7 @@ def test_shards_are_read_through_their_index(folder, random_params):
 
 def test_pickled_weights_are_refused_with_the_way_out(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
-    with pytest.raises(UserError, match=r"pickled code and is not loaded.*torch\.load.*save_file"):
+    with pytest.raises(UserError, match=r"pickled code and never loaded.*torch\.load.*save_file"):
         load_params(tmp_path, DENSE)
 
 

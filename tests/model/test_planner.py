@@ -67,11 +67,12 @@ def test_every_planner_parameter_learns_from_each_term(initial, random_batch):
         assert (leaf != 0).all(), path
 
 
-def test_a_new_planner_runs_nearly_every_layer(initial):
-    logits = apply({"params": initial["planner"]}, STATES, MASK, jnp.full(4, 0.5))
+@pytest.mark.parametrize("budget", [0.4, 0.6, 0.8])
+def test_a_new_planner_meets_the_budget_on_average(initial, budget):
+    logits = apply({"params": initial["planner"]}, STATES, MASK, jnp.full(4, budget))
     assert logits.shape == (4, CONFIG.num_gates)
-    bound, start = CONFIG.planner.logit_bound, CONFIG.planner.initial_logit
-    np.testing.assert_allclose(logits, bound * np.tanh(start / bound), atol=0.5)
+    cost = plan_cost(CONFIG, jax.nn.sigmoid(logits), STATES.shape[1]).mean()
+    assert abs(cost - planner_share(CONFIG, STATES.shape[1]) - budget) < 0.06
 
 
 def test_logits_are_bounded(random_params):

@@ -1,0 +1,66 @@
+"""Calibration: on the split it was made from, the mean cost is the budget."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpbert_jax.evaluation.calibration import budget_grid, calibrate, threshold_for
+from dpbert_jax.evaluation.evaluate import predict
+from dpbert_jax.inference import make_executor, resolve_rule
+from dpbert_jax.model.cost import planner_share
+
+distinct = st.lists(st.integers(-1000, 1000), min_size=1, max_size=40, unique=True)
+derandomized = settings(deadline=None, derandomize=True, max_examples=200)
+
+
+@derandomized
+@given(distinct, st.floats(0, 1))
+def test_the_threshold_lets_the_share_asked_for_through(values, share):
+    values = np.array(values, np.float32) / 100
+    reached = (values >= threshold_for(values, share)).mean()
+    assert abs(reached - share) <= 0.5 / len(values) + 1e-9
+
+
+@derandomized
+@given(distinct, st.floats(-2, 2), st.floats(-2, 2))
+def test_a_larger_share_never_raises_the_threshold(values, one, other):
+    values = np.array(values, np.float32)
+    low, high = sorted([one, other])
+    assert threshold_for(values, high) <= threshold_for(values, low)
+
+
+@pytest.mark.parametrize("share, through", [(-0.5, 0), (0.0, 0), (1.0, 3), (1.5, 3)])
+def test_a_share_out_of_range_is_none_or_all(share, through):
+    values = np.array([0.5, -1.0, 2.0], np.float32)
+    assert (values >= threshold_for(values, share)).sum() == through
+
+
+@pytest.mark.parametrize("low", [0.3, 0.4, 0.66, 0.99])
+def test_the_grid_goes_from_the_lowest_budget_to_one(low):
+    grid = budget_grid(low)
+    assert (grid[0], grid[-1]) == (low, 1.0)
+    assert (np.diff(grid) > 0).all() and np.diff(grid).max() < 0.04
+
+
+def test_mean_cost_is_the_budget_on_every_point_of_the_grid(planned_model, random_split):
+    config, params = planned_model
+    split = random_split(40, seed=1)  # the rows that the thresholds were found on
+    execute = make_executor("masked", config, params)
+    one_gate = 1 / (len(split) * config.bert.num_hidden_layers)
+    for budget in config.calibration.budgets[:-1]:
+        rule = resolve_rule(config, budget)
+        made = predict(execute, rule, config, split, batch_size=40, max_seq_length=16)
+        assert made.cost.mean() == pytest.approx(budget, abs=one_gate)
+    full = resolve_rule(config, 1.0)
+    made = predict(execute, full, config, split, batch_size=40, max_seq_length=16)
+    assert made.layer_mask.all()
+    assert made.cost.mean() == pytest.approx(1 + planner_share(config, 16))
+
+
+def test_thresholds_do_not_depend_on_the_batches(planned_model, random_split):
+    config, params = planned_model
+    split = random_split(40, seed=1)
+    other = calibrate(config, params, split, batch_size=16, max_seq_length=16)
+    np.testing.assert_allclose(other.thresholds, config.calibration.thresholds, atol=1e-4)
+    assert config.calibration.thresholds[-1] == -config.planner.logit_bound

@@ -1,0 +1,90 @@
+"""Evaluation of a split: every row once, in its place, whatever the batches."""
+
+import numpy as np
+import pytest
+
+from dpbert_jax.data.tasks import custom_spec
+from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
+from dpbert_jax.inference import make_executor, resolve_rule
+from dpbert_jax.model.cost import planner_share
+from dpbert_jax.model.dpbert import DPBertOutput
+
+ROWS = 23
+
+
+def echo(batch, rule):
+    """An executor whose logits are a row's first token and its length, all layers run."""
+    first, length = batch["input_ids"][:, 0], batch["attention_mask"].sum(axis=1)
+    rows = len(first)
+    return DPBertOutput(np.stack([first, length], 1), np.ones((rows, 4)), np.zeros((rows, 3)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 23, 64])
+def test_every_row_once_and_in_its_place(batch_size, planned_config, random_split):
+    split = random_split(ROWS, longest=32)  # three length buckets
+    rule = resolve_rule(planned_config, 1.0)
+    made = predict(echo, rule, planned_config, split, batch_size=batch_size, max_seq_length=32)
+    np.testing.assert_array_equal(made.logits[:, 0], np.arange(ROWS))
+    np.testing.assert_array_equal(made.logits[:, 1], split.lengths)
+    assert made.layer_mask.shape == (ROWS, 4)
+    assert (made.cost > 1).all()
+
+
+@pytest.fixture(scope="module")
+def by_batch_size(planned_model, random_split):
+    """Predictions at a middling budget: masked in batches of some sizes, and cond one by one."""
+    config, params = planned_model
+    split, rule = random_split(ROWS), resolve_rule(config, 0.7)
+    sizes = {"masked 23": 23, "masked 5": 5, "masked 1": 1, "cond 1": 1}
+    made = {}
+    for name, size in sizes.items():
+        execute = make_executor(name.split()[0], config, params)
+        made[name] = predict(execute, rule, config, split, batch_size=size, max_seq_length=16)
+    return made
+
+
+@pytest.mark.parametrize("other", ["masked 5", "masked 1", "cond 1"])
+def test_neither_batch_size_nor_executor_changes_a_prediction(other, by_batch_size):
+    wanted, found = by_batch_size["masked 23"], by_batch_size[other]
+    np.testing.assert_array_equal(found.layer_mask, wanted.layer_mask)
+    np.testing.assert_array_equal(found.cost, wanted.cost)
+    np.testing.assert_allclose(found.logits, wanted.logits, atol=1e-5, rtol=1e-5)
+    assert len(np.unique(wanted.layer_mask, axis=0)) > 1
+    assert found.seconds > 0
+
+
+def test_cost_is_layers_and_planner_over_the_dense_encoder(by_batch_size, planned_config):
+    made = by_batch_size["masked 23"]
+    wanted = made.layer_mask.sum(axis=1) / 4 + planner_share(planned_config, 16)
+    np.testing.assert_allclose(made.cost, wanted, rtol=1e-6)
+
+
+def test_summary_by_hand():
+    predictions = Predictions(
+        logits=np.array([[2, 1], [0, 1], [1, 0], [0, 1]], np.float32),
+        layer_mask=np.array([[1, 0, 0], [1, 1, 1], [1, 0, 1], [1, 0, 0]], np.int8),
+        cost=np.array([0.25, 1.0, 0.5, 0.25], np.float32),
+        seconds=1.5,
+    )
+    spec = custom_spec(("text",), ("no", "yes"))
+    dense = {"accuracy": 1.0, "f1": 1.0}
+    labels = np.array([0, 1, 1, 1], np.int32)
+    assert summarise(predictions, spec, labels, dense) == {
+        "metrics": {"accuracy": 0.75, "f1": pytest.approx(0.8)},
+        "dense_metrics": dense,
+        "score": pytest.approx(0.775),
+        "score_kept": pytest.approx(0.775),
+        "mean_layers": 1.75,
+        "num_layers": 3,
+        "cost": 0.5,
+        "distinct_plans": 3,
+        "layer_frequency": [1.0, 0.25, 0.5],
+        "seconds": 1.5,
+    }
+
+
+def test_a_dense_score_of_zero_leaves_the_share_undefined():
+    zeros = Predictions(np.eye(2, dtype=np.float32), np.ones((2, 3)), np.ones(2), 1.0)
+    spec = custom_spec(("text",), ("no", "yes"))
+    dense = {"accuracy": 0.0, "f1": 0.0}
+    assert np.isnan(summarise(zeros, spec, np.zeros(2, np.int32), dense)["score_kept"])

@@ -1,0 +1,68 @@
+"""The metrics against formulas written out, and where they are undefined."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+
+from dpbert_jax.evaluation.metrics import compute_metrics, score
+
+# true positives 3, false positives 1, false negatives 2, true negatives 4
+LABELS = np.array([1, 1, 1, 0, 1, 1, 0, 0, 0, 0])
+PREDICTED = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
+
+
+def one_hot(classes, width=2):
+    return np.eye(width, dtype=np.float32)[classes] * 3 - 1
+
+
+def test_classification_by_hand():
+    names = ("accuracy", "f1", "matthews_correlation")
+    found = compute_metrics(names, one_hot(PREDICTED), LABELS, False)
+    matthews = (3 * 4 - 1 * 2) / math.sqrt((3 + 1) * (3 + 2) * (4 + 1) * (4 + 2))
+    wanted = {"accuracy": 0.7, "f1": 3 / (3 + (1 + 2) / 2), "matthews_correlation": matthews}
+    assert found == pytest.approx(wanted)
+
+
+def test_three_classes():
+    labels, predicted = np.array([0, 1, 2, 2]), np.array([0, 2, 2, 1])
+    assert compute_metrics(["accuracy"], one_hot(predicted, 3), labels, False) == {"accuracy": 0.5}
+
+
+def test_correlations_by_hand():
+    scores, predicted = np.random.default_rng(0).standard_normal((2, 40)).round(1)
+    predicted += scores
+    found = compute_metrics(("pearson", "spearmanr"), predicted[:, None], scores, True)
+    ranks = rankdata(scores), rankdata(predicted)
+    wanted = {
+        "pearson": np.corrcoef(scores, predicted)[0, 1],
+        "spearmanr": np.corrcoef(*ranks)[0, 1],
+    }
+    assert found == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("predicted", [[2.0] * 4, [2.0, 2.0, 2.0, 2.0 + 1e-14]])
+def test_scores_that_are_constant_warn_of_nothing(predicted):
+    predicted = np.array(predicted)
+    names = ("pearson", "spearmanr")
+    found = compute_metrics(names, predicted[:, None], np.arange(4.0), True)
+    if (predicted == 2).all():
+        assert all(math.isnan(value) for value in found.values())
+        assert math.isnan(score(found))
+
+
+def test_a_single_row_has_no_correlation():
+    found = compute_metrics(("pearson", "spearmanr"), np.ones((1, 1)), np.ones(1), True)
+    assert all(math.isnan(value) for value in found.values())
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_a_single_class_warns_of_nothing(only):
+    names, classes = ("accuracy", "f1", "matthews_correlation"), np.full(5, only)
+    found = compute_metrics(names, one_hot(classes), classes, False)
+    assert found == {"accuracy": 1, "f1": only, "matthews_correlation": 0}
+
+
+def test_a_tasks_score_is_the_mean_of_its_metrics():
+    assert score({"accuracy": 0.5, "f1": 0.25}) == 0.375

@@ -1,0 +1,114 @@
+"""The report of a run: JSON, plots and table, and whose data it is made on."""
+
+import json
+import math
+
+import pytest
+
+from dpbert_jax.data import TaskData
+from dpbert_jax.data.tasks import GLUE_TASKS
+from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation import report
+from dpbert_jax.evaluation.arguments import EvalArguments
+from dpbert_jax.evaluation.report import _write_json, evaluate_run
+
+FIELDS = {
+    "task",
+    "split",
+    "examples",
+    "budget",
+    "plan_rule",
+    "executor",
+    "metrics",
+    "dense_metrics",
+    "score_kept",
+    "mean_layers",
+    "num_layers",
+    "cost",
+    "distinct_plans",
+    "layer_frequency",
+    "seconds",
+}
+
+
+def evaluate(folder, **flags):
+    return evaluate_run(EvalArguments(model_name_or_path=str(folder), executor="masked", **flags))
+
+
+def test_several_budgets(tiny_run, tmp_path, capsys):
+    path, plots = tmp_path / "deep" / "eval.json", tmp_path / "plots"
+    results = evaluate(tiny_run, budget=[1.0, 0.75], json=str(path), plot_dir=str(plots))
+    written = json.loads(path.read_text())
+    assert [result["budget"] for result in written] == [1.0, 0.75]
+    assert written == results
+    for result in written:
+        assert set(result) >= FIELDS
+        assert (result["split"], result["examples"]) == ("validation", 20)
+        assert set(result["metrics"]) == {"accuracy", "f1"}
+        assert len(result["layer_frequency"]) == result["num_layers"] == 3
+        assert sum(result["layer_frequency"]) == pytest.approx(result["mean_layers"], abs=1e-5)
+    full, planned = written
+    assert (full["mean_layers"], full["distinct_plans"]) == (3.0, 1)
+    assert planned["mean_layers"] < 3
+    for name in ("score_against_cost.png", "layers_per_input.png"):
+        assert (plots / name).read_bytes().startswith(b"\x89PNG")
+    table = capsys.readouterr().out
+    assert "dense" in table and "0.75" in table and "3.00/3" in table
+
+
+def test_one_budget_is_an_object(tiny_run, tmp_path):
+    path = tmp_path / "eval.json"
+    (result,) = evaluate(tiny_run, plan_rule="top_k", budget=[0.7], json=str(path))
+    assert json.loads(path.read_text()) == result
+    assert result["mean_layers"] == 2.0  # floor(0.7 * 3), stem included
+    assert result["plan_rule"] == "top_k"
+
+
+def test_the_scores_are_those_that_training_logged(tiny_run):
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    logged = {line["budget"]: line for line in lines if line["phase"].startswith("eval/")}
+    for result in evaluate(tiny_run, budget=sorted(logged)):
+        line = logged[result["budget"]]
+        assert line["eval_accuracy"] == result["metrics"]["accuracy"]
+        assert line["eval_cost"] == pytest.approx(result["cost"])
+
+
+def test_own_rows_in_place_of_the_runs(tiny_run, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("sentence,label\nthe cat sat,negative\na dog ran,negative\n")
+    (result,) = evaluate(tiny_run, validation_file=str(path))
+    assert result["examples"] == 2
+    path.write_text("sentence,label\nthe cat sat,neutral\n")
+    with pytest.raises(UserError, match="neutral"):
+        evaluate(tiny_run, validation_file=str(path))
+
+
+def test_a_dense_model_is_its_own_reference(tiny_run, sentence_files):
+    flags = {"validation_file": sentence_files["classes"]["validation_file"], "max_seq_length": 16}
+    (result,) = evaluate(tiny_run / "teacher", **flags)
+    assert result["metrics"] == result["dense_metrics"]
+    assert (result["score_kept"], result["cost"]) == (1.0, 1.0)
+    with pytest.raises(UserError, match="no planner"):
+        evaluate(tiny_run / "teacher", budget=[0.7], **flags)
+
+
+def test_a_task_of_another_kind_is_refused(tiny_run, monkeypatch):
+    monkeypatch.setattr(report, "load_task", lambda **_: TaskData(GLUE_TASKS["stsb"], {}))
+    with pytest.raises(UserError, match="trained for 2 classes, which task 'stsb' is not"):
+        evaluate(tiny_run, task_name="stsb")
+
+
+@pytest.mark.parametrize(
+    "flag", ["max_seq_length", "max_eval_samples", "per_device_eval_batch_size"]
+)
+@pytest.mark.parametrize("value", [0, -3])
+def test_sizes_below_one_are_refused(flag, value):
+    with pytest.raises(UserError, match=f"--{flag} is {value}"):
+        EvalArguments("run", **{flag: value})
+
+
+def test_json_has_null_where_a_figure_is_undefined(tmp_path):
+    path = tmp_path / "eval.json"
+    _write_json(path, [{"score": math.nan, "metrics": {"pearson": math.nan}, "cost": 0.5}])
+    found = json.loads(path.read_text())
+    assert found == {"score": None, "metrics": {"pearson": None}, "cost": 0.5}

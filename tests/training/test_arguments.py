@@ -1,0 +1,59 @@
+"""The flags of train.py: what can be no run is refused, by the flag's name."""
+
+import pytest
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.training.arguments import POSITIVE, TrainArguments
+
+
+def arguments(**flags):
+    return TrainArguments(**{"output_dir": "run", "model_name_or_path": "minilm", **flags})
+
+
+def test_defaults_are_valid():
+    assert arguments().report_to == ["tensorboard"]
+    assert arguments().report_to is not arguments().report_to
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+@pytest.mark.parametrize("value", [0, -1])
+def test_what_must_be_above_zero(name, value):
+    kind = type(getattr(arguments(), name))
+    with pytest.raises(UserError, match=rf"--{name} is .* above 0"):
+        arguments(**{name: float(value) if kind is float else value})
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "num_train_epochs", "max_grad_norm"])
+def test_nan_is_not_above_zero(name):
+    with pytest.raises(UserError, match=f"--{name}"):
+        arguments(**{name: float("nan")})
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.5, 1.5, float("nan")])
+def test_min_budget_lies_between_0_and_1(value):
+    with pytest.raises(UserError, match="--min_budget"):
+        arguments(min_budget=value)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("warmup_ratio", -0.1), ("warmup_ratio", 1.1), ("weight_decay", -0.1)]
+)
+def test_shares_and_decay(name, value):
+    with pytest.raises(UserError, match=f"--{name}"):
+        arguments(**{name: value})
+
+
+def test_a_negative_seed():
+    with pytest.raises(UserError, match="--seed"):
+        arguments(seed=-1)
+
+
+@pytest.mark.parametrize("teacher, model", [(None, None), ("a", "b")])
+def test_exactly_one_place_to_start_from(teacher, model):
+    with pytest.raises(UserError, match=r"either --model_name_or_path .* or --teacher"):
+        arguments(teacher=teacher, model_name_or_path=model)
+
+
+def test_an_unknown_tracker_is_named():
+    with pytest.raises(UserError, match=r"--report_to comet: .*tensorboard"):
+        arguments(report_to=["none", "comet"])

@@ -1,0 +1,149 @@
+"""Checkpoints: what is saved comes back; what is damaged is stepped over, and said."""
+
+import logging
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.training.checkpoint import KEPT, Checkpoints, Position
+from dpbert_jax.training.step import TrainState
+
+
+def state_at(step):
+    """A small training state, different at every step."""
+    kernel = np.random.default_rng(step).standard_normal((3, 4), np.float32)
+    params = {"head": {"kernel": kernel, "bias": np.zeros(4, np.float32)}}
+    moments = {"mu": jax.tree.map(np.ones_like, params), "count": np.int32(step)}
+    return TrainState(params, (moments, ()), np.int32(step))
+
+
+def abstract_state(stage):
+    return jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, state_at(0)))
+
+
+def save(folder, *steps):
+    checkpoints = Checkpoints(folder)
+    for step in steps:
+        checkpoints.save(step, Position(1, step - 10), state_at(step))
+    checkpoints.close()
+
+
+def restore(folder):
+    checkpoints = Checkpoints(folder)
+    try:
+        return checkpoints.restore(abstract_state)
+    finally:
+        checkpoints.close()
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def truncate(folder):
+    for path in files_of(folder):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(folder):
+    for path in files_of(folder):
+        path.write_bytes(b"")
+
+
+def delete_files(folder):
+    for path in files_of(folder):
+        path.unlink()
+
+
+def delete_state(folder):
+    shutil.rmtree(folder / "state")
+
+
+def delete_position(folder):
+    shutil.rmtree(folder / "position")
+
+
+def scramble(folder):
+    for path in files_of(folder / "state"):
+        data = path.read_bytes()
+        path.write_bytes(bytes(byte ^ 0x5A for byte in data))
+
+
+def break_position(folder):
+    (path,) = (p for p in files_of(folder / "position") if p.name == "metadata")
+    path.write_text('{"stage": 1')
+
+
+def other_shapes(folder):
+    """Readable, but not of this model."""
+    shutil.rmtree(folder)
+    other = TrainState({"head": {"kernel": np.zeros(7, np.float32)}}, (), np.int32(1))
+    checkpoints = Checkpoints(folder.parent)
+    checkpoints.save(int(folder.name), Position(1, 3), other)
+    checkpoints.close()
+
+
+DAMAGES = (
+    truncate,
+    empty,
+    delete_files,
+    delete_state,
+    delete_position,
+    scramble,
+    break_position,
+    other_shapes,
+)
+
+
+def assert_restores(folder, step):
+    found, position, state = restore(folder)
+    assert (found, position) == (step, Position(1, step - 10))
+    jax.tree.map(np.testing.assert_array_equal, state, state_at(step))
+
+
+def test_round_trip(tmp_path):
+    assert restore(tmp_path) is None
+    save(tmp_path, 12)
+    assert_restores(tmp_path, 12)
+
+
+def test_the_newest_are_kept(tmp_path):
+    save(tmp_path, *range(11, 16))
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == [str(step) for step in range(16 - KEPT, 16)]
+    assert_restores(tmp_path, 15)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_one_gives_way_to_the_one_before(damage, tmp_path, caplog):
+    save(tmp_path, 12, 14)
+    damage(tmp_path / "14")
+    with caplog.at_level(logging.WARNING, "dpbert_jax"):
+        assert_restores(tmp_path, 12)
+    assert "checkpoint of step 14 is damaged" in caplog.text
+    save(tmp_path, 14)  # its number is free again
+    assert_restores(tmp_path, 14)
+
+
+@pytest.mark.parametrize("damage", [truncate, other_shapes], ids=lambda damage: damage.__name__)
+def test_where_all_are_damaged_the_run_is_refused_and_nothing_deleted(damage, tmp_path):
+    save(tmp_path, 12, 14)
+    for step in (12, 14):
+        damage(tmp_path / str(step))
+    for _ in range(2):  # and again: a second try must not start from nothing
+        with pytest.raises(UserError, match=r"none of the checkpoints \[14, 12\] can be read"):
+            restore(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["12", "14"]
+
+
+def test_what_a_killed_save_left_behind_is_ignored(tmp_path):
+    save(tmp_path, 12)
+    left = tmp_path / "14.orbax-checkpoint-tmp-1"
+    shutil.copytree(tmp_path / "12", left)
+    truncate(left)
+    assert_restores(tmp_path, 12)
+    save(tmp_path, 14)
+    assert_restores(tmp_path, 14)

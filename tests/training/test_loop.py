@@ -1,0 +1,132 @@
+"""The loop with a step that computes nothing: what is stepped, logged and saved, and when."""
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+
+from dpbert_jax.data import TokenizedSplit
+from dpbert_jax.errors import UserError
+from dpbert_jax.training.loop import StagePlan, _summary, run_stage
+from dpbert_jax.training.step import TrainState
+
+ROWS, BATCH = 10, 4
+SPLIT = TokenizedSplit(
+    token_ids=np.repeat(np.arange(ROWS, dtype=np.int32), 3),
+    type_ids=np.zeros(3 * ROWS, np.int8),
+    offsets=np.arange(0, 3 * ROWS + 1, 3, dtype=np.int64),
+    labels=np.zeros(ROWS, np.int32),
+)
+
+
+class Recorder:
+    """A tracker that remembers."""
+
+    def __init__(self):
+        self.lines = []
+
+    def log_config(self, config):
+        pass
+
+    def log(self, step, values):
+        self.lines.append((step, values))
+
+    def close(self):
+        pass
+
+
+def run(num_steps=7, done=0, loss=float, grad_norm=float, teacher_logits=None, **flags):
+    """Runs a stage that begins at global step 100; returns batches, logged lines and saves."""
+    seen, saves, tracker = [], [], Recorder()
+
+    def step(state, batch):
+        seen.append(batch)
+        number = int(state.step) + 1
+        rows = float(batch["weights"].sum())
+        sums = {"loss": loss(number), "rows": rows, "layers": 2 * rows, "correct": rows / 2}
+        sums["grad_norm"] = grad_norm(number)
+        return TrainState({}, (), np.int32(number)), sums
+
+    state = run_stage(
+        StagePlan("dense", 0, 100, num_steps),
+        step,
+        TrainState({}, (), np.int32(done)),
+        SPLIT,
+        teacher_logits,
+        **{
+            "row_numbers": np.arange(len(SPLIT)) + 1000,
+            "batch_size": BATCH,
+            "max_seq_length": 16,
+            "pad_token_id": 0,
+            "seed": 1,
+            "logging_steps": 2,
+            "save_steps": 3,
+            "tracker": tracker,
+            "save": lambda step, state: saves.append((step, int(state.step))),
+            "is_regression": False,
+            **flags,
+        },
+    )
+    assert int(state.step) == num_steps
+    return seen, tracker.lines, saves
+
+
+def test_lines_and_saves_follow_the_global_step_and_the_end():
+    _, lines, saves = run()
+    assert [step for step, _ in lines] == [102, 104, 106, 107]
+    assert [values["loss"] for _, values in lines] == [1.5, 3.5, 5.5, 7.0]  # means since the last
+    assert [values["epoch"] for _, values in lines] == [0, 1, 1, 2]
+    assert all(values["score"] == 0.5 and values["mean_layers"] == 2 for _, values in lines)
+    assert saves == [(2, 2), (5, 5), (7, 7)]  # global steps 102 and 105, and the end
+
+
+def test_an_epoch_shows_every_row_once_and_each_epoch_another_order():
+    seen, _, _ = run(num_steps=6)
+    epochs = [np.concatenate([b["indices"] for b in part]) for part in (seen[:3], seen[3:])]
+    for order in epochs:
+        assert sorted(order[order >= 0]) == list(range(ROWS))
+    assert (epochs[0] != epochs[1]).any()
+
+
+@pytest.mark.parametrize("done", range(8))
+def test_going_on_shows_the_batches_that_were_left(done):
+    whole, rest = run()[0], run(done=done)[0]
+    assert len(rest) == 7 - done
+    for batch, wanted in zip(rest, whole[done:], strict=True):
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(batch[name], value)
+
+
+def test_each_row_meets_its_own_teacher_logits():
+    teacher = np.arange(2.0 * ROWS).reshape(ROWS, 2)
+    for batch in run(teacher_logits=teacher)[0]:
+        real = batch["weights"] > 0
+        np.testing.assert_array_equal(
+            batch["teacher_logits"][real], teacher[batch["input_ids"][real, 0]]
+        )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", ["loss", "grad_norm"])
+def test_what_is_not_finite_stops_the_run_and_names_the_training_rows(which, bad):
+    named = ", ".join(str(1000 + row) for row in run()[0][4]["indices"])
+    with pytest.raises(UserError, match=rf"stage dense, step 5 of 7 \(epoch 1\).* rows {named} "):
+        run(**{which: lambda step: bad if step == 5 else 1.0})
+
+
+def test_the_running_correlation_is_pearsons():
+    x, y = np.random.default_rng(0).standard_normal((2, 30))
+    window = [
+        {
+            "loss": 1.0,
+            "grad_norm": 1.0,
+            "rows": 10.0,
+            "layers": 30.0,
+            "x": a.sum(),
+            "y": b.sum(),
+            "xx": (a * a).sum(),
+            "yy": (b * b).sum(),
+            "xy": (a * b).sum(),
+        }
+        for a, b in zip(x.reshape(3, 10), y.reshape(3, 10), strict=True)
+    ]
+    assert _summary(window, True)["score"] == pytest.approx(pearsonr(x, y)[0])

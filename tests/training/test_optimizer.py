@@ -1,0 +1,120 @@
+"""The optimizer: who is in which group, how fast it moves, and whose gradient is clipped."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.training.optimizer import (
+    backbone_schedule,
+    make_optimizer,
+    parameter_groups,
+    planner_schedule,
+)
+
+CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=3), PlannerConfig())
+RATE, PLANNER_RATE, DECAY, NORM = 1e-3, 1e-2, 0.1, 0.5
+
+
+@pytest.fixture(scope="module")
+def params(random_params):
+    return random_params(CONFIG)
+
+
+def first_update(params, gradients, stage="joint"):
+    """Updates of the first step, at the peak rate, and the optimizer's state behind it."""
+    optimizer = make_optimizer(
+        params,
+        CONFIG,
+        stage,
+        num_steps=10,
+        learning_rate=RATE,
+        planner_learning_rate=PLANNER_RATE,
+        weight_decay=DECAY,
+        warmup_ratio=0.0,
+        max_grad_norm=NORM,
+    )
+    return jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(gradients, params)
+
+
+@pytest.mark.parametrize("stage", ["joint", "final"])
+def test_groups(stage, params):
+    for path, group in flatten_dict(parameter_groups(params, CONFIG, stage)).items():
+        if stage == "final" and path[0] in ("planner", "embeddings", "layer_0"):
+            assert group == "frozen"
+        elif path[0] == "planner":
+            assert group == "planner"
+        else:
+            assert group == ("no_decay" if path[-1] in ("bias", "scale") else "decay")
+
+
+def test_decay_shrinks_weights_only(params):
+    updates, _ = first_update(params, jax.tree.map(jnp.zeros_like, params))
+    flat = flatten_dict(params)
+    for path, update in flatten_dict(updates).items():
+        decayed = path[0] != "planner" and path[-1] not in ("bias", "scale")
+        np.testing.assert_allclose(update, -RATE * DECAY * decayed * flat[path], rtol=1e-5)
+
+
+def test_the_planner_has_a_rate_of_its_own(params):
+    """Adam's first step is the rate itself, whatever the gradient's size."""
+    updates, _ = first_update(params, jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params))
+    np.testing.assert_allclose(updates["planner"]["input"]["kernel"], -PLANNER_RATE, rtol=1e-3)
+    np.testing.assert_allclose(updates["layer_0"]["query"]["bias"], -RATE, rtol=1e-3)
+
+
+def test_the_final_stage_moves_nothing_that_plans_depend_on(params):
+    updates, _ = first_update(params, jax.tree.map(jnp.ones_like, params), "final")
+    for part, update in updates.items():
+        moved = any((leaf != 0).any() for leaf in jax.tree.leaves(update))
+        assert moved == (part not in ("planner", "embeddings", "layer_0"))
+
+
+@pytest.mark.parametrize("steep", ["backbone", "planner"])
+def test_a_steep_gradient_is_clipped_and_the_other_group_left_alone(steep, params):
+    sizes = {"backbone": 1e-4, "planner": 1e-4, steep: 10.0}
+    gradients = {
+        part: jax.tree.map(
+            lambda x, part=part: jnp.full_like(
+                x, sizes["planner" if part == "planner" else "backbone"]
+            ),
+            tree,
+        )
+        for part, tree in params.items()
+    }
+    _, state = first_update(params, gradients)
+    groups = state[-1].inner_states
+    # Adam's first moment after one step is a tenth of the gradient that reached it.
+    norms = {
+        group: 10 * float(optax.tree.norm(optax.tree.get(groups[group], "mu")))
+        for group in ("decay", "no_decay", "planner")
+    }
+    found = {"planner": norms["planner"], "backbone": np.hypot(norms["decay"], norms["no_decay"])}
+    planner = gradients.pop("planner")
+    given = {"planner": planner, "backbone": gradients}
+    given = {group: float(optax.tree.norm(tree)) for group, tree in given.items()}
+    for group, norm in found.items():
+        assert norm == pytest.approx(NORM if group == steep else given[group], rel=1e-4)
+    assert given[steep] > NORM
+
+
+@pytest.mark.parametrize("step, share", [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (55, 0.5)])
+def test_backbone_schedule_rises_then_falls(step, share):
+    assert backbone_schedule(3.0, 100, 0.1)(step) == pytest.approx(3 * share)
+
+
+def test_backbone_schedule_ends_next_to_zero_and_starts_at_once():
+    assert backbone_schedule(1.0, 100, 0.1)(99) == pytest.approx(1 / 90, rel=1e-4)
+    assert backbone_schedule(1.0, 100, 0.1)(100) == 0
+    for steps in (1, 2, 100):
+        assert backbone_schedule(1.0, steps, 0.0)(0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("step, share", [(0, 1.0), (60, 1.0), (80, 0.55), (100, 0.1)])
+def test_planner_schedule_is_flat_then_falls_tenfold(step, share):
+    assert planner_schedule(2.0, 100)(step) == pytest.approx(2 * share)

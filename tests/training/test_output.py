@@ -1,0 +1,80 @@
+"""The output folder: what may be written to, what may be removed, what may change on resuming."""
+
+import json
+
+import pytest
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.output import FREE_FLAGS, open_output
+
+
+def open_folder(folder, **flags):
+    return open_output(TrainArguments(str(folder), "minilm", task_name="docstrings", **flags))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_folder_records_the_flags(tmp_path):
+    folder = open_folder(tmp_path / "deep" / "run", seed=7)
+    recorded = json.loads((folder / "train_config.json").read_text())
+    assert (recorded["seed"], recorded["task_name"]) == (7, "docstrings")
+
+
+def test_an_occupied_folder_is_refused(tmp_path):
+    open_folder(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"holds a run already.*--resume"):
+        open_folder(tmp_path, seed=1)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_foreign_folder_is_refused_and_left_as_it_was(overwrite, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "thesis.tex").write_text("years of work")
+    (tmp_path / "config.json").write_text("{}")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        open_folder(tmp_path, overwrite_output_dir=overwrite)
+    assert contents(tmp_path) == before
+
+
+def test_replacing_a_run_removes_what_a_run_writes_and_nothing_else(tmp_path):
+    open_folder(tmp_path, seed=1)
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "notes.txt").write_text("mine")
+    open_folder(tmp_path, seed=2, overwrite_output_dir=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "train_config.json"]
+    assert json.loads((tmp_path / "train_config.json").read_text())["seed"] == 2
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        open_folder(tmp_path / "run")
+
+
+def test_there_must_be_a_run_to_resume(tmp_path):
+    with pytest.raises(UserError, match="holds no run to go on with"):
+        open_folder(tmp_path, resume=True)
+    with pytest.raises(UserError, match="contradict"):
+        open_folder(tmp_path, resume=True, overwrite_output_dir=True)
+
+
+def test_every_changed_flag_is_named(tmp_path):
+    open_folder(tmp_path)
+    with pytest.raises(UserError, match=r"--seed was 42, is 1; --learning_rate was 5e-05, is 0.1"):
+        open_folder(tmp_path, resume=True, seed=1, learning_rate=0.1, save_steps=1)
+
+
+def test_flags_that_change_no_parameter_may_change(tmp_path):
+    open_folder(tmp_path)
+    before = contents(tmp_path)
+    changed = {"save_steps": 7, "logging_steps": 3, "report_to": ["none"], "max_eval_samples": 5}
+    assert set(changed) <= set(FREE_FLAGS)
+    open_folder(tmp_path, resume=True, **changed)
+    assert contents(tmp_path) == before

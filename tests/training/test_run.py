@@ -1,0 +1,209 @@
+"""Whole runs of a tiny model: what they leave behind, and that interruptions do not show."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dpbert_jax.convert import load_run
+from dpbert_jax.errors import UserError
+from dpbert_jax.training import run
+from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.run import train
+from dpbert_jax.training.step import make_train_step
+
+
+class Interrupted(Exception):
+    """Something that the library does not know."""
+
+
+def start(folder, flags, **changes):
+    train(TrainArguments(output_dir=str(folder), **{**flags, **changes}))
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def metrics(folder):
+    """All lines, without how fast it went."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("examples_per_second", None)
+    return lines
+
+
+def wrap_steps(monkeypatch, change):
+    """Has `change(stage, steps done, state, sums)` see every step; it may raise."""
+
+    def make(stage, *args, **kwargs):
+        step = make_train_step(stage, *args, **kwargs)
+
+        def wrapped(state, batch):
+            state, sums = step(state, batch)
+            change(stage, int(state.step), sums)
+            return state, sums
+
+        return wrapped
+
+    monkeypatch.setattr(run, "make_train_step", make)
+
+
+def test_the_folder_holds_what_the_contract_names(tiny_run):
+    names = {path.name for path in tiny_run.iterdir()}
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "train_config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+        "teacher",
+    }
+    config = json.loads((tiny_run / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"]) == ("bert", 3)
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+    calibration = config["dpbert"]["calibration"]
+    assert calibration["budgets"][0] == config["dpbert"]["planner"]["min_budget"] == 0.4
+    assert len(calibration["thresholds"]) == len(calibration["budgets"])
+    assert "dpbert" not in json.loads((tiny_run / "teacher" / "config.json").read_text())
+    assert list((tiny_run / "tensorboard").iterdir())
+
+
+def test_every_step_of_every_stage_is_logged_once(tiny_run):
+    lines = metrics(tiny_run)
+    steps = [(line["step"], line["phase"]) for line in lines if "loss" in line]
+    phases = ["dense"] * 8 + ["joint"] * 4 + ["final"] * 4
+    assert steps == list(zip(range(1, 17), phases, strict=True))
+    assert all(line["mean_layers"] == 3 for line in lines if line["phase"] == "dense")
+    scored = [line["phase"] for line in lines if "loss" not in line]
+    assert scored == [f"eval/validation/{budget}" for budget in ("1", "0.75", "0.6")]
+
+
+def test_the_final_stage_kept_embeddings_and_stem(tiny_run):
+    """They are the same in every checkpoint that is left: the newest are the final stage's."""
+    _, config, params, _ = load_run(str(tiny_run))
+    assert config.planner is not None and config.calibration is not None
+    restored = run.Checkpoints(tiny_run / "checkpoints")
+    dense = dataclasses.replace(config, calibration=None)
+    args = TrainArguments(output_dir=str(tiny_run), model_name_or_path="unused")
+    plan = run.StagePlan("final", 2, 12, 4)
+    found = restored.restore(lambda index: run._abstract_state(plan, dense, args))
+    restored.close()
+    assert found is not None and found[:2] == (16, (2, 4))
+    jax.tree.map(np.testing.assert_array_equal, found[2].params, params)
+
+
+# The stage and its step behind which the run is interrupted, one after the other. Checkpoints are
+# at global steps 3, 6, 8, 9, 12, 15 and 16; the stages begin behind 0, 8 and 12.
+STOPS = {
+    "one_in_each_stage": [("dense", 4), ("joint", 2), ("final", 1)],
+    "before_any_checkpoint_and_at_the_end": [
+        ("dense", 2),
+        ("dense", 8),
+        ("joint", 1),
+        ("final", 4),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param(stops, id=name, marks=[pytest.mark.slow] * number)
+        for number, (name, stops) in enumerate(STOPS.items())
+    ],
+)
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    stops, tiny_run, run_flags, tmp_path, monkeypatch
+):
+    for number, stop in enumerate(stops):
+
+        def change(stage, done, sums, stop=stop):
+            if (stage, done) == stop:
+                raise Interrupted
+
+        wrap_steps(monkeypatch, change)
+        with pytest.raises(Interrupted):
+            start(tmp_path, run_flags, resume=number > 0)
+    monkeypatch.undo()
+    start(tmp_path, run_flags, resume=True)
+    assert weights(tmp_path) == weights(tiny_run)
+    assert (tmp_path / "config.json").read_bytes() == (tiny_run / "config.json").read_bytes()
+    assert metrics(tmp_path) == metrics(tiny_run)
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny_run, run_flags, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    start(folder, run_flags, resume=True)
+    assert weights(folder) == weights(tiny_run)
+    assert metrics(folder) == metrics(tiny_run)
+
+
+def test_a_teacher_takes_the_place_of_the_first_stage(tiny_run, run_flags, tmp_path):
+    changes = {"model_name_or_path": None, "teacher": str(tiny_run / "teacher")}
+    start(tmp_path, run_flags, **changes)
+    phases = [line["phase"] for line in metrics(tmp_path) if "loss" in line]
+    assert phases == ["joint"] * 4 + ["final"] * 4
+    assert weights(tmp_path / "teacher") == weights(tiny_run / "teacher")
+
+
+def test_a_run_is_no_teacher(tiny_run, run_flags, tmp_path):
+    changes = {"model_name_or_path": None, "teacher": str(tiny_run)}
+    with pytest.raises(UserError, match="has a planner already"):
+        start(tmp_path / "run", run_flags, **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_regression(run_flags, sentence_files, tmp_path):
+    start(tmp_path, run_flags, **sentence_files["scores"])
+    _, config, _, _ = load_run(str(tmp_path))
+    assert config.bert.is_regression and config.bert.num_labels == 1
+    lines = metrics(tmp_path)
+    assert all(-1 <= line["score"] <= 1 for line in lines if "loss" in line)
+    assert {"eval_pearson", "eval_spearmanr"} <= set(lines[-1])
+
+
+def test_a_loss_that_is_nan_stops_the_run_before_it_is_saved(run_flags, tmp_path, monkeypatch):
+    def change(stage, done, sums):
+        sums["loss"] = float("nan") if done == 6 else sums["loss"]
+
+    wrap_steps(monkeypatch, change)
+    with pytest.raises(UserError, match=r"loss is nan in stage dense, step 6 of 8 .* rows \d"):
+        start(tmp_path, run_flags)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_other_flags_and_other_folders_are_refused(tiny_run, run_flags):
+    before = weights(tiny_run)
+    with pytest.raises(UserError, match=r"--num_planner_epochs was 1\.0, is 2\.0"):
+        start(tiny_run, run_flags, resume=True, num_planner_epochs=2.0)
+    with pytest.raises(UserError, match="holds a run already"):
+        start(tiny_run, run_flags)
+    assert weights(tiny_run) == before
+
+
+@pytest.mark.slow
+def test_one_device_trains_as_four_do(tiny_run, run_flags, tmp_path, monkeypatch):
+    """The same global batches of 8 rows on one device."""
+
+    def on_one(*args, **kwargs):
+        return make_train_step(*args, **kwargs, devices=jax.devices()[:1])
+
+    monkeypatch.setattr(run, "make_train_step", on_one)
+    start(tmp_path, run_flags)
+    one, four = ([line for line in metrics(f) if "loss" in line] for f in (tmp_path, tiny_run))
+    for line, wanted in zip(one, four, strict=True):
+        assert line["step"] == wanted["step"]
+        assert line["loss"] == pytest.approx(wanted["loss"], abs=1e-5)
+    trained = load_file(tmp_path / "model.safetensors")
+    for name, tensor in load_file(tiny_run / "model.safetensors").items():
+        np.testing.assert_allclose(trained[name], tensor, atol=2e-3, err_msg=name)

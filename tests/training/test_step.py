@@ -1,0 +1,158 @@
+"""The step: one device or four, one micro-batch or two, once or again: the same numbers."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+
+from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.model import DPBert, init_params
+from dpbert_jax.training.optimizer import make_optimizer
+from dpbert_jax.training.step import create_state, make_train_step
+
+ROWS, STEPS = 8, 3
+DENSE = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=2))
+PLANNED = DPBertConfig(DENSE.bert, PlannerConfig(), Calibration((0.4, 0.8, 1.0), (2.5, 1.5, -6.0)))
+CONFIGS = {"dense": DENSE, "joint": PLANNED, "final": PLANNED}
+
+
+@cache
+def step_and_start(stage, devices, accumulation):
+    """Compiled once for all tests; dropout is on, as the preset has it."""
+    config = CONFIGS[stage]
+    params = jax.device_get(init_params(config, 0))
+    optimizer = make_optimizer(
+        params,
+        config,
+        stage,
+        num_steps=STEPS,
+        learning_rate=1e-3,
+        planner_learning_rate=1e-2,
+        weight_decay=0.01,
+        warmup_ratio=0.1,
+        max_grad_norm=1.0,
+    )
+    step = make_train_step(
+        stage,
+        DPBert(config),
+        optimizer,
+        num_steps=STEPS,
+        accumulation=accumulation,
+        seed=3,
+        devices=jax.devices()[:devices],
+    )
+    return step, jax.device_get(create_state(params, optimizer))
+
+
+@pytest.fixture(scope="module")
+def schedule(random_batch):
+    """Global batches, the last of which is filled up with padding rows: whole shards of it."""
+    random = np.random.default_rng(0)
+    made = []
+    for number, real in enumerate([8, 8, 5]):
+        weights = (np.arange(ROWS) < real).astype(np.float32)
+        made.append(
+            {
+                **random_batch(ROWS, seed=number),
+                "labels": random.integers(0, 2, ROWS, np.int32),
+                "teacher_logits": random.standard_normal((ROWS, 2), np.float32),
+                "weights": weights,
+                "indices": np.where(weights > 0, np.arange(ROWS), -1).astype(np.int32),
+            }
+        )
+    return made
+
+
+def run(stage, schedule, devices=1, accumulation=1):
+    step, state = step_and_start(stage, devices, accumulation)
+    if stage == "dense":
+        schedule = [{k: v for k, v in b.items() if k != "teacher_logits"} for b in schedule]
+    history = []
+    for batch in schedule:
+        state, sums = step(state, batch)
+        history.append(sums)
+    return history, jax.device_get(state)
+
+
+def assert_identical(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_four_devices_compute_what_one_computes(stage, schedule):
+    one, _ = run(stage, schedule)
+    four, _ = run(stage, schedule, devices=4)
+    for sums, wanted in zip(four, one, strict=True):
+        assert sums == pytest.approx(wanted, abs=1e-5, rel=1e-5)
+    assert [sums["rows"] for sums in one] == [8, 8, 5]
+
+
+@pytest.mark.parametrize("stage", ["dense", pytest.param("final", marks=pytest.mark.slow)])
+def test_two_micro_batches_are_one_batch(stage, schedule):
+    whole, _ = run(stage, schedule)
+    split, _ = run(stage, schedule, accumulation=2)
+    for sums, wanted in zip(split, whole, strict=True):
+        assert sums == pytest.approx(wanted, abs=1e-5, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_joint_micro_batches_share_the_task_loss_and_each_has_its_own_penalty(schedule):
+    """The penalty is of a micro-batch's mean cost; before the first update the rest agrees."""
+    (whole, *_), _ = run("joint", schedule)
+    (split, *rest), _ = run("joint", schedule, accumulation=2)
+    for name in ("loss", "rows", "layers", "correct"):
+        assert split[name] == pytest.approx(whole[name], abs=1e-5)
+    assert all(np.isfinite(list(sums.values())).all() for sums in (split, *rest))
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_the_same_run_twice_is_bitwise_the_same(stage, schedule):
+    first, second = run(stage, schedule, devices=4), run(stage, schedule, devices=4)
+    assert first[0] == second[0]
+    assert_identical(first[1], second[1])
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_padding_rows_change_nothing(stage, schedule):
+    changed = []
+    for batch in schedule:
+        real = batch["weights"] > 0
+        other = {key: value.copy() for key, value in batch.items()}
+        other["input_ids"][~real] = 7
+        other["labels"][~real] = 1
+        other["teacher_logits"][~real] = 50.0
+        changed.append(other)
+    (history, state), (other_history, other_state) = run(stage, schedule), run(stage, changed)
+    assert history == other_history
+    assert_identical(state, other_state)
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_every_part_moves_but_for_what_the_final_plans_depend_on(stage, schedule):
+    before = step_and_start(stage, 1, 1)[1].params
+    after = run(stage, schedule)[1].params
+    frozen = {"planner", "embeddings", "layer_0"} if stage == "final" else set()
+    assert set(before) == {"embeddings", "layer_0", "layer_1", "head"} | (
+        set() if stage == "dense" else {"planner"}
+    )
+    for part in before:
+        if part in frozen:
+            assert_identical(before[part], after[part])
+        else:
+            jax.tree.map(
+                lambda x, y: np.testing.assert_(not (x == y).all()),
+                *(tree[part] for tree in (before, after)),
+            )
+
+
+def test_a_state_on_the_host_or_on_devices_is_the_same_state(schedule):
+    """A resumed run starts from the host; the one that was not interrupted never left."""
+    step, state = step_and_start("dense", 4, 1)
+    batch = {k: v for k, v in schedule[0].items() if k != "teacher_logits"}
+    from_host, sums = step(state, batch)
+    from_devices, other_sums = step(jax.device_put(state), batch)
+    assert sums == other_sums
+    assert_identical(jax.device_get(from_host), jax.device_get(from_devices))
+    assert int(from_host.step) == 1
