@@ -160,10 +160,11 @@ def _plot(folder: Path, task: TaskData, split: str, results: list[Result], plans
 def _print_table(results: list[Result]) -> None:
     first = results[0]
     rule, executor = first["plan_rule"], first["executor"]
-    skips = "" if executor == "cond" else " (it computes all layers: its time says nothing)"
+    skips = executor == "cond"
+    note = "" if skips else " (it computes all layers: its time says nothing)"
     print(
         f"\n{first['model']}: {first['task']}, rule {rule}, executor {executor} at batch "
-        f"{first['batch_size']}{skips}\n"
+        f"{first['batch_size']}{note}\n"
         f"jax {first['versions']['jax']}, Python {platform.python_version()}, {first['device']}\n"
     )
     names = list(first["metrics"])
@@ -174,7 +175,18 @@ def _print_table(results: list[Result]) -> None:
         dense, layers = mine[0]["dense_metrics"], mine[0]["num_layers"]
         scores = [f"{dense[name]:.4f}" for name in names]
         all_layers = f"{layers}/{layers}"
-        rows.append([split, "dense", *scores, "100.0 %", all_layers, "1.000", "1", "100 %"])
+        rows.append(
+            [
+                split,
+                "dense",
+                *scores,
+                "100.0 %",
+                all_layers,
+                "1.000",
+                "1",
+                "100 %" if skips else "-",
+            ]
+        )
         for result in mine:
             rows.append(
                 [
@@ -185,7 +197,7 @@ def _print_table(results: list[Result]) -> None:
                     f"{result['mean_layers']:.2f}/{layers}",
                     f"{result['cost']:.3f}",
                     str(result["distinct_plans"]),
-                    f"{100 * result['seconds'] / result['dense_seconds']:.0f} %",
+                    f"{100 * result['seconds'] / result['dense_seconds']:.0f} %" if skips else "-",
                 ]
             )
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]

@@ -82,7 +82,7 @@ def make_train_step(
     def update(state: TrainState, grads: Params) -> tuple[TrainState, jax.Array]:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), optax.global_norm(grads)
+        return TrainState(params, opt_state, state.step + 1), optax.tree.norm(grads)
 
     # Parameters enter and gradients leave without a device axis; only the batch is sharded.
     devices = devices or jax.local_devices()

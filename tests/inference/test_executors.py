@@ -94,9 +94,11 @@ def executor(random_params):
 @pytest.mark.parametrize("name", executors.EXECUTORS)
 def test_a_row_does_not_depend_on_its_batch(name, executor, random_batch):
     execute, batch = executor(name, 0), random_batch(6)
-    for rule in (Rule(0.6, 0.0, 4), Rule(0.6, -np.inf, 2)):
+    logits = np.asarray(execute(batch, Rule(0.6, 0.0, 4)).gate_logits)
+    split = float(np.median(logits[:, logits.std(axis=0).argmax()]))  # half of the rows skip here
+    for rule in (Rule(0.6, split, 4), Rule(0.6, -np.inf, 2)):
         whole = execute(batch, rule)
-        assert len(np.unique(whole.layer_mask, axis=0)) > 1
+        assert rule.top_k < 4 or len(np.unique(whole.layer_mask, axis=0)) > 1
         for row in range(6):
             alone = execute({key: value[row : row + 1] for key, value in batch.items()}, rule)
             np.testing.assert_array_equal(alone.layer_mask[0], whole.layer_mask[row])
