@@ -1,5 +1,6 @@
 """What the command-line scripts share: flags into a dataclass, user errors into exit code 2."""
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +9,11 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from dpbert_jax.errors import UserError
+
+
+def flag(default: Any, text: str) -> Any:
+    """A field of an arguments dataclass: a flag with its default and its line of help."""
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 def parse(arguments: type, description: str | None, argv: Sequence[str] | None = None) -> Any:

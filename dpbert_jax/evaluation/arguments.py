@@ -1,13 +1,9 @@
 """The flags of `eval.py`, named as in Hugging Face's run_glue where it has them."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from dpbert_jax.cli import flag
 from dpbert_jax.errors import UserError
-
-
-def flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)

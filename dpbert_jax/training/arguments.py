@@ -1,8 +1,8 @@
 """The flags of `train.py`, named as in Hugging Face's run_glue."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from dpbert_jax.cli import flag
 from dpbert_jax.errors import UserError
 from dpbert_jax.training.tracker import REPORTERS
 
@@ -21,10 +21,6 @@ POSITIVE = (
     "save_steps",
     "logging_steps",
 )
-
-
-def flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
