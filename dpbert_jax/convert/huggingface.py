@@ -163,10 +163,15 @@ def save_folder(folder: Path, config: DPBertConfig, params: Params, tokenizer: A
     The weights are put in place last and in one move, so a folder that has them is complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(str(folder))
+    save_weights(folder, config, params)
+
+
+def save_weights(folder: Path, config: DPBertConfig, params: Params) -> None:
+    """Writes `config.json`, then `model.safetensors`, to a folder that is there."""
     flat = flatten_dict(params)
     tensors = {e.hf: e.to_hf(np.asarray(flat[e.path])) for e in key_table(config)}
     write_config(config, folder)
-    tokenizer.save_pretrained(str(folder))
     partial = folder / f"{WEIGHTS}.partial"
     save_file(tensors, str(partial), metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", partial)  # safetensors makes files for the owner only

@@ -5,6 +5,7 @@ from dpbert_jax.data.batches import (
     Batch,
     batches,
     bucket_length,
+    chunks,
     epoch_schedule,
     num_batches,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "TokenizedSplit",
     "batches",
     "bucket_length",
+    "chunks",
     "epoch_schedule",
     "load_task",
     "num_batches",

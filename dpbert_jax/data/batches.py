@@ -13,6 +13,7 @@ import numpy as np
 from dpbert_jax.data.tokenize import TokenizedSplit
 
 LENGTH_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+MAX_CHUNK_SLOTS = 2**16  # tokens and padding of a chunk: 200 MB of hidden states at hidden size 768
 
 # input_ids, attention_mask, token_type_ids: int32 [B, S]
 # labels: int32 [B] class ids or float32 [B] scores; absent from an unlabelled split
@@ -96,6 +97,25 @@ def batches(
     schedule = epoch_schedule(split.lengths, batch_size, max_seq_length, seed=seed, epoch=epoch)
     for length, rows in schedule[start:]:
         yield _build(split, length, rows, batch_size, pad_token_id)
+
+
+def chunks(
+    split: TokenizedSplit, num_rows: int, max_seq_length: int, *, pad_token_id: int = 0
+) -> Iterator[Batch]:
+    """The rows in the split's own order, `num_rows` at a time, all chunks of one shape.
+
+    For what packs the rows itself: unlike lengths fill its gaps better than sorted ones. Chunks are
+    as wide as the longest row, and hold fewer rows where they would exceed `MAX_CHUNK_SLOTS`.
+    """
+    if num_rows < 1:
+        raise ValueError(f"num_rows must be at least 1, got {num_rows}")
+    if not len(split):
+        return
+    length = bucket_length(int(split.lengths.max()), max_seq_length)
+    num_rows = max(min(num_rows, len(split), MAX_CHUNK_SLOTS // length), 1)
+    for start in range(0, len(split), num_rows):
+        rows = np.arange(start, min(start + num_rows, len(split)))
+        yield _build(split, length, rows, num_rows, pad_token_id)
 
 
 def _bucket_lengths(lengths: np.ndarray, max_seq_length: int) -> np.ndarray:

@@ -18,14 +18,20 @@ class EvalArguments:
     plan_rule: str = flag(
         "threshold", "threshold: depth varies with the input; top_k: the same for every input."
     )
-    executor: str = flag("cond", "cond: layers really skipped; masked: reference, skips nothing.")
+    executor: str = flag(
+        "auto",
+        "cond: skips layers at batch 1; packed: whole dataset at once, each layer on the rows that "
+        "need it; chunked: the same in one compiled program (TPU, GPU); masked: reference, skips "
+        "nothing; auto: by batch size and device.",
+    )
+    chunk_size: int | None = flag(None, "Rows that chunked runs at once. Default: by device.")
     task_name: str | None = flag(None, "Another task than the run's.")
     data_dir: str | None = flag(None, "Another GLUE folder than the run's.")
     validation_file: str | None = flag(None, "Your own rows, in the columns of the training file.")
     max_seq_length: int | None = flag(None, "Default: the run's, or 128.")
     max_eval_samples: int | None = flag(None, "Use the first rows of each validation set only.")
     per_device_eval_batch_size: int | None = flag(
-        None, "Default: 1 with cond (each input skips its own layers), 32 with masked."
+        None, "Default: 1 with cond, 32 with chunked and masked; packed: 512 at once."
     )
     bf16: bool = flag(False, "Compute in bfloat16.")
     json: str | None = flag(

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import TaskSpec, TokenizedSplit, batches, num_batches
+from dpbert_jax.data import TaskSpec, TokenizedSplit, batches, chunks
 from dpbert_jax.evaluation.metrics import compute_metrics, score
 from dpbert_jax.inference import Executor, Rule
 from dpbert_jax.model.cost import plan_cost
@@ -34,14 +34,19 @@ def predict(
     max_seq_length: int,
     progress: str | None = None,
 ) -> Predictions:
-    """Runs an executor over a split in length-bucketed batches.
+    """Runs an executor over a split: in length-bucketed batches, and `packed` in whole chunks.
+
+    Since every plan of a chunk is known before its layers run, `packed` runs each layer on full
+    tiles of the rows that need it, whatever their lengths; memory is bounded by the chunk.
 
     Args:
+        batch_size: rows of a batch, at most those of a chunk.
         progress: what to call this on the progress bar; None shows none.
     """
 
     def make_batches() -> Any:
-        return batches(split, batch_size, max_seq_length, pad_token_id=config.bert.pad_token_id)
+        make = chunks if execute.name == "packed" else batches
+        return make(split, batch_size, max_seq_length, pad_token_id=config.bert.pad_token_id)
 
     warm = set()
     for batch in make_batches():  # compile every shape before the clock starts
@@ -53,9 +58,9 @@ def predict(
     logits = np.zeros((len(split), config.bert.num_labels), np.float32)
     layer_mask = np.zeros((len(split), layers), np.int8)
     cost = np.zeros(len(split), np.float32)
-    total = num_batches(len(split), batch_size)
+    bar = tqdm(desc=progress, total=len(split), leave=False, disable=progress is None)
     started = time.perf_counter()
-    for batch in tqdm(make_batches(), progress, total, leave=False, disable=progress is None):
+    for batch in make_batches():
         output = execute(batch, rule)
         real = batch["weights"] > 0
         rows = batch["indices"][real]
@@ -64,7 +69,10 @@ def predict(
         layer_mask[rows] = mask
         length = batch["input_ids"].shape[1]
         cost[rows] = np.asarray(plan_cost(config, mask[:, config.stem_layers :], length))
-    return Predictions(logits, layer_mask, cost, time.perf_counter() - started)
+        bar.update(len(rows))
+    seconds = time.perf_counter() - started
+    bar.close()
+    return Predictions(logits, layer_mask, cost, seconds)
 
 
 def summarise(

@@ -20,13 +20,15 @@ from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
 from dpbert_jax.evaluation.metrics import compute_metrics, score
 from dpbert_jax.evaluation.plots import plot_layers_per_input, plot_score_against_cost
-from dpbert_jax.inference import Rule, make_executor, resolve_rule
+from dpbert_jax.inference import AUTO, Rule, make_executor, pick_executor, resolve_rule
 from dpbert_jax.model import Params
 from dpbert_jax.run_folder import TEACHER, read_train_config
 
 logger = logging.getLogger(__name__)
 
 Result = dict[str, Any]
+
+BATCH_SIZES = {"cond": 1, "masked": 32, "chunked": 32, "packed": 512}
 
 
 def evaluate_run(args: EvalArguments) -> list[Result]:
@@ -35,7 +37,9 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
     rules = [resolve_rule(config, budget, args.plan_rule) for budget in args.budget]
     args = _with_run_defaults(args, folder)
     task = _load_task(args, config)
-    batch_size = args.per_device_eval_batch_size or (1 if args.executor == "cond" else 32)
+    if args.executor == AUTO:
+        args = dataclasses.replace(args, executor=pick_executor(args.per_device_eval_batch_size))
+    batch_size = args.per_device_eval_batch_size or BATCH_SIZES.get(args.executor, 1)
 
     run = _runner(args, config, params, batch_size)
     if (folder / TEACHER).is_dir():
@@ -125,7 +129,11 @@ def _runner(
     args: EvalArguments, config: DPBertConfig, params: Params, batch_size: int
 ) -> Callable[[Rule, TokenizedSplit, str], Predictions]:
     execute = make_executor(
-        args.executor, config, params, jnp.bfloat16 if args.bf16 else jnp.float32
+        args.executor,
+        config,
+        params,
+        jnp.bfloat16 if args.bf16 else jnp.float32,
+        chunk_size=args.chunk_size,
     )
 
     def run(rule: Rule, split: TokenizedSplit, progress: str) -> Predictions:
@@ -160,7 +168,7 @@ def _plot(folder: Path, task: TaskData, split: str, results: list[Result], plans
 def _print_table(results: list[Result]) -> None:
     first = results[0]
     rule, executor = first["plan_rule"], first["executor"]
-    skips = executor == "cond"
+    skips = executor != "masked"
     note = "" if skips else " (it computes all layers: its time says nothing)"
     print(
         f"\n{first['model']}: {first['task']}, rule {rule}, executor {executor} at batch "

@@ -1,10 +1,17 @@
 """Inference: plan rules, and executors that turn a plan into time saved."""
 
-from dpbert_jax.inference.executors import EXECUTORS, Executor, make_executor
+from dpbert_jax.inference.executors import (
+    AUTO,
+    EXECUTORS,
+    Executor,
+    make_executor,
+    pick_executor,
+)
 from dpbert_jax.inference.predictor import Prediction, Predictor
 from dpbert_jax.inference.rules import PLAN_RULES, Rule, resolve_rule
 
 __all__ = [
+    "AUTO",
     "EXECUTORS",
     "PLAN_RULES",
     "Executor",
@@ -12,5 +19,6 @@ __all__ = [
     "Predictor",
     "Rule",
     "make_executor",
+    "pick_executor",
     "resolve_rule",
 ]

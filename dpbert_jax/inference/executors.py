@@ -1,10 +1,12 @@
-"""Executors: three ways to run a plan that agree to rounding and differ in what they compute.
+"""Executors: four ways to run a plan that agree to rounding and differ in what they compute.
 
-`masked` computes every layer and mixes: the reference. `cond` is one compiled program for all
-plans in which a layer that no row of the batch needs does not run.
+`masked` computes every layer and mixes: the reference. `cond` and `chunked` are one compiled
+program (`inference.in_graph`); `packed` schedules from the host (`inference.packed`).
 """
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,110 +14,170 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.errors import UserError
+from dpbert_jax.inference.in_graph import (
+    default_chunk_size,
+    encode_chunked,
+    encode_cond,
+    forward,
+    forward_masked,
+)
+from dpbert_jax.inference.packed import PIECE_TOKENS, make_packed
+from dpbert_jax.inference.path import PLANNED, prepare
 from dpbert_jax.inference.rules import Rule
-from dpbert_jax.model.bert import Layer, attention_bias
-from dpbert_jax.model.dpbert import DPBert, DPBertOutput, Params
-from dpbert_jax.model.gates import hard_gates, layer_mask_of
+from dpbert_jax.model.dpbert import DPBertOutput, Params
 
-Encode = Callable[..., Array]
-Executor = Callable[[Mapping[str, np.ndarray], Rule], DPBertOutput]
+logger = logging.getLogger(__name__)
 
+EXECUTORS = ("masked", "cond", "chunked", "packed")
+AUTO = "auto"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
-def encode_masked(
-    model: DPBert,
-    params: Params,
-    stem_states: Float[Array, "B S D"],
-    attention_mask: Int[Array, "B S"],
-    gates: Float[Array, "B P"],
-) -> Float[Array, "B S D"]:
-    """All planned layers, mixed by the gates."""
-    apply: Any = partial(model.apply, {"params": params})
-    states = apply(stem_states, attention_mask, gates, method="encode")
-    return states[-1] if states else stem_states
+Run = Callable[[Mapping[str, np.ndarray], Rule, np.ndarray], DPBertOutput]
 
 
-def encode_cond(
-    model: DPBert,
-    params: Params,
-    stem_states: Float[Array, "B S D"],
-    attention_mask: Int[Array, "B S"],
-    gates: Float[Array, "B P"],
-) -> Float[Array, "B S D"]:
-    """One `lax.cond` a layer: it runs if any row needs it, and rows that do not keep their state.
+@dataclass(frozen=True)
+class Executor:
+    """A function from a batch and a rule to its output; it compiles once for each batch shape.
 
-    At batch 1 that is skipping per input.
+    Whatever the plans, budgets and rules: they are values of the compiled programs.
     """
-    layer = Layer(model.config.bert, model.dtype)
-    bias = attention_bias(attention_mask)
-    states = stem_states
 
-    def run(states: Array, layer_params: Params, gate: Array) -> Array:
-        output: Any = layer.apply({"params": layer_params}, states, bias)
-        # A single row that got here needs the layer: nothing to select.
-        return output if gate.shape[0] == 1 else jnp.where(gate[:, None, None] > 0, output, states)
+    name: str
+    config: DPBertConfig
+    run: Run
+    lower: Callable[..., Any] | None = None  # (batch, rule) -> lowered program; None: not one
 
-    def skip(states: Array, layer_params: Params, gate: Array) -> Array:
-        return states
+    def __call__(
+        self,
+        batch: Mapping[str, np.ndarray],
+        rule: Rule,
+        layer_mask: np.ndarray | None = None,
+    ) -> DPBertOutput:
+        """Runs a batch: `input_ids`, `attention_mask`, `token_type_ids`, each int [B, S].
 
-    for i in range(model.config.num_gates):
-        layer_params = params[f"layer_{model.config.stem_layers + i}"]
-        gate = gates[:, i]
-        states = jax.lax.cond((gate > 0).any(), run, skip, states, layer_params, gate)
-    return states
+        Args:
+            layer_mask: [B, L] of 0 and 1, to run this plan in place of the planner's. The planner
+                is run all the same.
+
+        Raises:
+            UserError: a batch without rows, inputs of unlike shape, a row whose first token is
+                masked, more tokens than the model has positions, or a plan that is no plan.
+        """
+        rows = check_batch(self.config, batch)
+        if layer_mask is None:
+            forced = np.full((rows, self.config.num_gates), PLANNED, np.float32)
+        else:
+            forced = forced_gates(self.config, layer_mask, rows)
+        return self.run({name: batch[name] for name in INPUTS}, rule, forced)
 
 
-EXECUTORS: dict[str, Encode] = {"masked": encode_masked, "cond": encode_cond}
+def check_batch(config: DPBertConfig, batch: Mapping[str, np.ndarray]) -> int:
+    """Refuses what no executor can run; the number of rows."""
+    shapes = {name: np.shape(batch[name]) for name in INPUTS}
+    shape = shapes["input_ids"]
+    if len(shape) != 2 or len(set(shapes.values())) > 1:
+        raise UserError(f"A batch's inputs must be of one shape [rows, tokens], but are {shapes}.")
+    if 0 in shape:
+        raise UserError(
+            f"A batch has {shape[0]} rows of {shape[1]} tokens: there is nothing to do."
+        )
+    if shape[1] > config.bert.max_position_embeddings:
+        raise UserError(
+            f"A sequence has {shape[1]} tokens, but the model has positions for "
+            f"{config.bert.max_position_embeddings}."
+        )
+    masked = np.flatnonzero(np.asarray(batch["attention_mask"])[:, 0] == 0)
+    if len(masked):
+        raise UserError(
+            f"Row {masked[0]}'s attention_mask begins with 0, but the first token is the one that "
+            "is classified: pad on the right."
+        )
+    return shape[0]
 
 
-def forward(
-    model: DPBert,
-    encode: Encode,
-    params: Params,
-    input_ids: Int[Array, "B S"],
-    attention_mask: Int[Array, "B S"],
-    token_type_ids: Int[Array, "B S"],
-    rule: Rule,
-) -> DPBertOutput:
-    """The whole path of an input: stem, planner, hard plan, planned layers, head."""
-    apply: Any = partial(model.apply, {"params": params})
-    states = apply(input_ids, attention_mask, token_type_ids, method="stem")
-    budget = jnp.broadcast_to(jnp.float32(rule.budget), states.shape[:1])
-    gate_logits = apply(states, attention_mask, budget, method="plan")
-    gates = hard_gates(gate_logits, rule.threshold, rule.top_k)
-    states = encode(model, params, states, attention_mask, gates)
-    _, logits = apply(states, method="pool")
-    return DPBertOutput(logits, layer_mask_of(gates, model.config.stem_layers), gate_logits)
+def forced_gates(config: DPBertConfig, layer_mask: np.ndarray, rows: int) -> np.ndarray:
+    """The gates [B, P] of a given plan [B, L]."""
+    layer_mask = np.asarray(layer_mask, np.float32)
+    wanted = (rows, config.bert.num_hidden_layers)
+    if layer_mask.shape != wanted:
+        raise UserError(f"The plan has shape {layer_mask.shape}, but [rows, layers] is {wanted}.")
+    wrong = np.argwhere((layer_mask != 0) & (layer_mask != 1))
+    if len(wrong):
+        row, layer = wrong[0]
+        raise UserError(
+            f"The plan's value for row {row}, layer {layer} is {layer_mask[row, layer]}, but must "
+            "be 0 or 1."
+        )
+    skipped = np.argwhere(layer_mask[:, : config.stem_layers] == 0)
+    if len(skipped):
+        row, layer = skipped[0]
+        raise UserError(
+            f"The plan skips layer {layer} for row {row}, but the first {config.stem_layers} "
+            "layer(s), which the planner reads, always run."
+        )
+    return layer_mask[:, config.stem_layers :]
+
+
+def pick_executor(batch_size: int | None) -> str:
+    """What `auto` stands for, by batch size and device, and says so; None is a whole dataset."""
+    device = jax.default_backend()
+    name = "cond" if batch_size == 1 else "packed" if device == "cpu" else "chunked"
+    rows = "a whole dataset" if batch_size is None else f"batch size {batch_size}"
+    logger.info("--executor auto is %s, for %s on %s.", name, rows, device)
+    return name
 
 
 def make_executor(
-    name: str, config: DPBertConfig, params: Params, dtype: DTypeLike = jnp.float32
+    name: str,
+    config: DPBertConfig,
+    params: Params,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    chunk_size: int | None = None,
 ) -> Executor:
-    """A function from a batch (`input_ids`, `attention_mask`, `token_type_ids`) and a rule to its
-    output.
+    """An executor by name; `pick_executor` gives the name for a batch size.
 
-    Compiles once for each shape of a batch, whatever the plans, budgets and rules.
+    Args:
+        chunk_size: rows that `chunked` runs at once; default: by device and sequence length.
 
     Raises:
-        UserError: the executor's name is unknown.
+        UserError: the name is unknown, or the chunk size is below 1 or of no effect.
     """
     if name not in EXECUTORS:
-        raise UserError(f"--executor is '{name}', but must be one of {list(EXECUTORS)}.")
-    model = DPBert(config, dtype)
-    program = jax.jit(partial(forward, model, EXECUTORS[name]))
-    params = jax.device_put(params)
+        raise UserError(f"--executor is '{name}', but must be one of {[AUTO, *EXECUTORS]}.")
+    if chunk_size is not None and name != "chunked":
+        raise UserError(f"--chunk_size has no effect on the executor '{name}': leave it out.")
+    if chunk_size is not None and chunk_size < 1:
+        raise UserError(f"--chunk_size is {chunk_size}, but must be at least 1.")
+    platform = jax.default_backend()
+    if name == "packed":
+        tokens = PIECE_TOKENS.get(platform, PIECE_TOKENS["gpu"])
+        return Executor(
+            name, config, make_packed(config, prepare(config, params, dtype), dtype, tokens)
+        )
+    if name == "masked":
+        weights: Any = jax.device_put(params)
+        program = jax.jit(partial(forward_masked, config, dtype))
+    else:
+        weights = prepare(config, params, dtype)
 
-    def execute(batch: Mapping[str, np.ndarray], rule: Rule) -> DPBertOutput:
-        length = batch["input_ids"].shape[1]
-        if length > config.bert.max_position_embeddings:
-            raise UserError(
-                f"A sequence has {length} tokens, but the model has positions for "
-                f"{config.bert.max_position_embeddings}."
-            )
-        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-        return program(params, *inputs, rule)
+        def encode(bert: Any, layers: Any, states: Any, bias: Any, gates: Any) -> Any:
+            if name == "cond":
+                return encode_cond(bert, layers, states, bias, gates)
+            rows = chunk_size or default_chunk_size(platform, states.shape[2])
+            return encode_chunked(bert, layers, states, bias, gates, chunk_size=rows)
 
-    return execute
+        program = jax.jit(partial(forward, config, dtype, encode))
+
+    def run(batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray) -> DPBertOutput:
+        return program(weights, **batch, rule=rule, forced=forced)
+
+    def lower(batch: Mapping[str, np.ndarray], rule: Rule) -> Any:
+        forced = np.full((len(batch["input_ids"]), config.num_gates), PLANNED, np.float32)
+        inputs = {name: batch[name] for name in INPUTS}
+        return program.lower(weights, **inputs, rule=rule, forced=forced)
+
+    return Executor(name, config, run, lower)

@@ -19,7 +19,7 @@ from dpbert_jax.config import BertConfig
 
 DropoutKeys = Key[Array, " B"] | None
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_new": partial(nn.gelu, approximate=True),
     "relu": nn.relu,
@@ -131,7 +131,7 @@ class Layer(_Config):
         hidden_states = self.layer_norm("attention_layer_norm")(hidden_states + attended)
 
         expanded = self.dense(config.intermediate_size, "intermediate")(hidden_states)
-        expanded = _ACTIVATIONS[config.hidden_act](expanded)  # [B, S, F]
+        expanded = ACTIVATIONS[config.hidden_act](expanded)  # [B, S, F]
         output = self.dense(config.hidden_size, "output")(expanded)
         output = dropout(output, config.hidden_dropout_prob, dropout_keys, site=2)
         return self.layer_norm("output_layer_norm")(hidden_states + output)

@@ -8,12 +8,16 @@ from dpbert_jax.config import BertConfig, DPBertConfig
 from dpbert_jax.model.planner import BUDGET_FEATURES
 
 
+def projection_flops(config: BertConfig, sequence_length: int) -> int:
+    """Operations of one layer's products with weights, for one row of S tokens."""
+    hidden, wide = config.hidden_size, config.intermediate_size
+    return 2 * sequence_length * (4 * hidden * hidden + 2 * hidden * wide)
+
+
 def layer_flops(config: BertConfig, sequence_length: int) -> int:
     """Floating-point operations of one layer's matrix products for one row of S tokens."""
-    hidden, wide = config.hidden_size, config.intermediate_size
-    projections = 4 * hidden * hidden + 2 * hidden * wide
-    attention = 2 * sequence_length * hidden
-    return 2 * sequence_length * (projections + attention)
+    attention = 4 * sequence_length**2 * config.hidden_size  # scores and context
+    return projection_flops(config, sequence_length) + attention
 
 
 def planner_flops(config: DPBertConfig, sequence_length: int) -> int:

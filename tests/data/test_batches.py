@@ -1,3 +1,5 @@
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from dpbert_jax.data.batches import (
     LENGTH_BUCKETS,
     batches,
     bucket_length,
+    chunks,
     epoch_schedule,
     num_batches,
 )
@@ -137,6 +140,22 @@ def test_start_skips_batches(lengths: np.ndarray, batch_size: int, seed: int | N
     for wanted, found in zip(whole[start:], rest, strict=True):
         for key in wanted:
             np.testing.assert_array_equal(wanted[key], found[key])
+
+
+@given(lengths_of_rows, st.integers(1, 40))
+def test_chunks_keep_the_order_and_have_one_shape(lengths: np.ndarray, num_rows: int):
+    found = list(chunks(split_of(lengths), num_rows, MAX))
+    rows = np.concatenate([batch["indices"] for batch in found]) if found else np.zeros(0)
+    assert rows[rows >= 0].tolist() == list(range(len(lengths)))
+    assert len({batch["input_ids"].shape for batch in found}) <= 1
+    assert all(len(batch["weights"]) <= num_rows for batch in found)
+
+
+def test_a_chunk_is_bounded(monkeypatch):
+    module = importlib.import_module("dpbert_jax.data.batches")  # the package has it as a function
+    monkeypatch.setattr(module, "MAX_CHUNK_SLOTS", 64)
+    found = chunks(split_of(np.full(9, 16)), 512, MAX)
+    assert [batch["input_ids"].shape for batch in found] == [(4, 16)] * 3
 
 
 def test_types_of_a_batch():

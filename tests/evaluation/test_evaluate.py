@@ -5,25 +5,27 @@ import pytest
 
 from dpbert_jax.data.tasks import custom_spec
 from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
-from dpbert_jax.inference import make_executor, resolve_rule
+from dpbert_jax.inference import Executor, make_executor, resolve_rule
 from dpbert_jax.model.cost import planner_share
 from dpbert_jax.model.dpbert import DPBertOutput
 
 ROWS = 23
 
 
-def echo(batch, rule):
-    """An executor whose logits are a row's first token and its length, all layers run."""
+def echo(batch, rule, forced):
+    """What an executor runs; its logits are a row's first token and its length, all layers run."""
     first, length = batch["input_ids"][:, 0], batch["attention_mask"].sum(axis=1)
     rows = len(first)
     return DPBertOutput(np.stack([first, length], 1), np.ones((rows, 4)), np.zeros((rows, 3)))
 
 
+@pytest.mark.parametrize("name", ["cond", "packed"])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 23, 64])
-def test_every_row_once_and_in_its_place(batch_size, planned_config, random_split):
+def test_every_row_once_and_in_its_place(name, batch_size, planned_config, random_split):
+    execute = Executor(name, planned_config, echo)
     split = random_split(ROWS, longest=32)  # three length buckets
     rule = resolve_rule(planned_config, 1.0)
-    made = predict(echo, rule, planned_config, split, batch_size=batch_size, max_seq_length=32)
+    made = predict(execute, rule, planned_config, split, batch_size=batch_size, max_seq_length=32)
     np.testing.assert_array_equal(made.logits[:, 0], np.arange(ROWS))
     np.testing.assert_array_equal(made.logits[:, 1], split.lengths)
     assert made.layer_mask.shape == (ROWS, 4)
@@ -35,7 +37,14 @@ def by_batch_size(planned_model, random_split):
     """Predictions at a middling budget: masked in batches of some sizes, and cond one by one."""
     config, params = planned_model
     split, rule = random_split(ROWS), resolve_rule(config, 0.7)
-    sizes = {"masked 23": 23, "masked 5": 5, "masked 1": 1, "cond 1": 1}
+    sizes = {
+        "masked 23": 23,
+        "masked 5": 5,
+        "masked 1": 1,
+        "cond 1": 1,
+        "packed 9": 9,
+        "chunked 8": 8,
+    }
     made = {}
     for name, size in sizes.items():
         execute = make_executor(name.split()[0], config, params)
@@ -43,7 +52,7 @@ def by_batch_size(planned_model, random_split):
     return made
 
 
-@pytest.mark.parametrize("other", ["masked 5", "masked 1", "cond 1"])
+@pytest.mark.parametrize("other", ["masked 5", "masked 1", "cond 1", "packed 9", "chunked 8"])
 def test_neither_batch_size_nor_executor_changes_a_prediction(other, by_batch_size):
     wanted, found = by_batch_size["masked 23"], by_batch_size[other]
     np.testing.assert_array_equal(found.layer_mask, wanted.layer_mask)

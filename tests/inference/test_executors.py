@@ -1,21 +1,25 @@
-"""Executors over every plan of the tiny model: they agree, and `cond` runs what it must only."""
+"""Executors: all agree with `masked` on any plan and lengths, and what is skipped does not run."""
 
 import functools
 import itertools
+import logging
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.errors import UserError
-from dpbert_jax.inference import executors, make_executor, resolve_rule
+from dpbert_jax.inference import executors, make_executor, pick_executor, resolve_rule
 from dpbert_jax.inference.rules import Rule
-from dpbert_jax.model import DPBert
 
 STEMS = (0, 1)
+SKIPPING = ("cond", "chunked", "packed")
+ANY = Rule(0.6, 0.0, 4)
 
 
 def config_of(stem):
@@ -24,59 +28,12 @@ def config_of(stem):
 
 
 def all_plans(config):
-    plans = list(itertools.product([0.0, 1.0], repeat=config.num_gates))
-    return jnp.array(plans)
+    gates = np.array(list(itertools.product([0, 1], repeat=config.num_gates)))
+    return np.concatenate([np.ones((len(gates), config.stem_layers), int), gates], axis=1)
 
 
 def close(actual, wanted):
-    np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5)
-
-
-@pytest.fixture(scope="module", params=STEMS, ids="stem{}".format)
-def setup(request, random_params, random_batch):
-    """Model, parameters, stem states of as many rows as there are plans, and both encoders."""
-    config = config_of(request.param)
-    model, params = DPBert(config), random_params(config)
-    batch = random_batch(2**config.num_gates)
-    states = jax.jit(functools.partial(model.apply, method="stem"))({"params": params}, **batch)
-    encoders = {
-        name: jax.jit(functools.partial(encode, model, params))
-        for name, encode in executors.EXECUTORS.items()
-    }
-    return config, model, params, states, batch["attention_mask"], encoders
-
-
-def test_every_plan_at_batch_1_and_in_one_program(setup):
-    config, _, _, states, mask, encoders = setup
-    plans, compiled = all_plans(config), encoders["cond"]._cache_size()
-    reference = encoders["masked"](states, mask, plans)
-    for row in range(len(plans)):
-        one = slice(row, row + 1)
-        close(encoders["cond"](states[one], mask[one], plans[one]), reference[one])
-    assert encoders["cond"]._cache_size() == compiled + 1
-    # The plans are told apart: an executor that ignored them would fail above.
-    lone = encoders["masked"](
-        states[:1].repeat(len(plans), 0), mask[:1].repeat(len(plans), 0), plans
-    )
-    apart = jnp.abs(lone[:, None] - lone[None]).max(axis=(2, 3)) + jnp.eye(len(plans))
-    assert apart.min() > 1e-2
-
-
-def test_every_plan_in_a_batch_of_different_plans(setup):
-    config, _, _, states, mask, encoders = setup
-    plans, compiled = all_plans(config), encoders["cond"]._cache_size()
-    for shift in range(0, len(plans), 2):
-        rows = (jnp.arange(6) * 3 + shift) % len(plans)
-        pick = states[:6], mask[:6], plans[rows]
-        close(encoders["cond"](*pick), encoders["masked"](*pick))
-    assert encoders["cond"]._cache_size() == compiled + 1
-
-
-def test_no_planned_layer_leaves_the_stem_states(setup):
-    config, _, _, states, mask, encoders = setup
-    none = jnp.zeros((len(states), config.num_gates))
-    for encode in encoders.values():
-        np.testing.assert_array_equal(encode(states, mask, none), states)
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +46,36 @@ def executor(random_params):
         return make_executor(name, config, random_params(config))
 
     return build
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("rows", [1, 6])
+def test_every_plan(name, stem, rows, executor, random_batch):
+    plans = all_plans(config_of(stem))
+    batch = random_batch(rows)
+    told_apart = set()
+    for shift in range(len(plans)):
+        plan = plans[(3 * np.arange(rows) + shift) % len(plans)]
+        output = executor(name, stem)(batch, ANY, plan)
+        reference = executor("masked", stem)(batch, ANY, plan)
+        close(output.logits, reference.logits)
+        close(output.gate_logits, reference.gate_logits)
+        np.testing.assert_array_equal(output.layer_mask, plan)
+        told_apart.add(tuple(np.asarray(output.logits)[0].round(3).tolist()))
+    assert len(told_apart) > len(plans) // 2  # an executor that ignored its plan would fail here
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(rows=st.sampled_from([1, 2, 7, 16, 33]), seed=st.integers(0, 10**6))
+def test_random_plans_ragged_lengths_any_batch_size(rows, seed, executor, random_batch):
+    """Lengths from 2 tokens to the width; output rows stay where their inputs are."""
+    plan = np.random.default_rng(seed).integers(0, 2, (rows, 4))
+    plan[:, 0] = 1
+    batch = random_batch(rows, length=16, seed=seed)
+    reference = executor("masked", 1)(batch, ANY, plan)
+    for name in SKIPPING:
+        close(executor(name, 1)(batch, ANY, plan).logits, reference.logits)
 
 
 @pytest.mark.parametrize("name", executors.EXECUTORS)
@@ -121,85 +108,147 @@ def test_full_budget_is_the_dense_bert(name, stem, executor, random_params, rand
 
 
 @pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("rows", [1, 3])
-def test_compiled_program_holds_one_conditional_a_planned_layer(
-    stem, rows, random_params, random_batch
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("masked", None), ("cond", "conditional"), ("chunked", "while")]
+)
+def test_compiled_program_decides_once_a_planned_layer(
+    name, pattern, stem, random_params, random_batch
 ):
-    config, batch = config_of(stem), random_batch(rows)
-    params = random_params(config)
-    found = {}
-    for name, encode in executors.EXECUTORS.items():
-        program = jax.jit(functools.partial(executors.forward, DPBert(config), encode))
-        text = program.lower(params, **batch, rule=Rule(0.5, 0.0, 4)).compile().as_text()
-        found[name] = len(re.findall(r" conditional\(", text))
-    assert found == {"masked": 0, "cond": config.num_gates}
+    """One branch, or one loop of as many turns as needed, around the layers' products alone."""
+    config = config_of(stem)
+    execute = make_executor(
+        name, config, random_params(config), chunk_size=1 if name == "chunked" else None
+    )
+    text = execute.lower(random_batch(3), ANY).as_text(dialect="hlo")
+    body = text[text.index("ENTRY") :]
+    found = {word: len(re.findall(rf" {word}\(", body)) for word in ("conditional", "while")}
+    wanted = {"conditional": 0, "while": 0} | ({pattern: config.num_gates} if pattern else {})
+    assert found == wanted
 
 
 @pytest.fixture
 def executed(monkeypatch):
-    """Notes the layers that `encode_cond` really runs; a layer is known by its mark."""
-    ran = []
+    """Notes (layer, rows or tiles) of each layer that really runs; a layer is known by its bias."""
+    from dpbert_jax.inference import in_graph, packed
 
-    class Counted:
-        def __init__(self, *arguments):
-            self.layer = executors_layer(*arguments)
+    ran, real = [], in_graph.run_layer
 
-        def apply(self, variables, states, bias):
-            mark = variables["params"]["mark"]
-            jax.debug.callback(lambda layer: ran.append(int(layer)), mark)
-            real = {key: value for key, value in variables["params"].items() if key != "mark"}
-            return self.layer.apply({"params": real}, states, bias)
+    def counted(config, weights, states, bias):
+        batch = states.shape[1]
+        jax.debug.callback(lambda mark: ran.append((int(mark), batch)), weights.output_bias[0])
+        return real(config, weights, states, bias)
 
-    executors_layer = executors.Layer
-    monkeypatch.setattr(executors, "Layer", Counted)
+    for module in (in_graph, packed):
+        monkeypatch.setattr(module, "run_layer", counted)
     return ran
 
 
+@pytest.mark.parametrize("name", SKIPPING)
 @pytest.mark.parametrize("rows", [1, 2])
-def test_only_the_layers_that_a_row_keeps_are_executed(rows, setup, executed):
-    config, model, params, states, mask, _ = setup
-    marked = {
-        key: {**value, "mark": jnp.int32(key.removeprefix("layer_"))}
-        for key, value in params.items()
-        if key.startswith("layer_")
-    }
-    encode = jax.jit(functools.partial(executors.encode_cond, model, marked))
+def test_only_the_layers_that_a_row_keeps_are_executed(
+    name, rows, executed, random_params, random_batch
+):
+    config = config_of(1)
+    params = random_params(config)
+    for i in range(4):
+        bias = params[f"layer_{i}"]["output"]["bias"]
+        params[f"layer_{i}"]["output"]["bias"] = bias.at[0].set(i)
+    chunk = 1 if name == "chunked" else None
+    execute = make_executor(name, config, params, chunk_size=chunk)
+    batch = random_batch(rows, length=8)
+    batch["attention_mask"][:] = 1
     plans = all_plans(config)
+    execute(batch, ANY, plans[:1].repeat(rows, 0)).logits.block_until_ready()  # compiles
     for i in range(len(plans)):
-        gates = plans[(i + 5 * np.arange(rows)) % len(plans)]
-        encode(states[:rows], mask[:rows], gates).block_until_ready()
+        plan = plans[(i + 5 * np.arange(rows)) % len(plans)]
         jax.effects_barrier()
-        needed = np.flatnonzero(np.asarray(gates).any(axis=0)) + config.stem_layers
-        assert sorted(executed) == needed.tolist()
         executed.clear()
+        execute(batch, ANY, plan).logits.block_until_ready()
+        jax.effects_barrier()
+        layers = sorted({layer for layer, _ in executed})
+        assert layers == np.flatnonzero(plan.any(axis=0)).tolist()
+        if name == "chunked":  # the stem, layer 0, is one whole batch; then a turn for each row
+            turns = [sum(layer == k for layer, _ in executed) for k in (1, 2, 3)]
+            assert turns == plan[:, 1:].sum(axis=0).tolist()
+        if name == "packed":  # one tile holds one row of full width
+            tiles = [sum(n for layer, n in executed if layer == k) for k in range(4)]
+            assert tiles == plan.sum(axis=0).tolist()
 
 
 @pytest.mark.parametrize("name", executors.EXECUTORS)
-def test_one_compilation_serves_all_plans_budgets_and_rules(
-    name, monkeypatch, random_params, random_batch
-):
-    traces, plans = [], set()
-    encode = executors.EXECUTORS[name]
-
-    def counting(*arguments):
-        traces.append(name)
-        return encode(*arguments)
-
-    monkeypatch.setitem(executors.EXECUTORS, name, counting)
-    config = config_of(0)
+def test_nothing_is_compiled_again_for_other_plans(name, random_params, random_batch, caplog):
+    config = config_of(1)
     execute = make_executor(name, config, random_params(config))
-    for plan_rule in ("threshold", "top_k"):
-        for budget in (0.3, 0.5, np.float64(0.65), 0.8, 1.0):
-            for seed in range(4):
-                batch = random_batch(4, seed=seed)
-                output = execute(batch, resolve_rule(config, budget, plan_rule))
-                plans |= {tuple(row) for row in np.asarray(output.layer_mask).tolist()}
-    assert len(traces) == 1
-    assert len(plans) > 5
+    batch = random_batch(12)
+    plans = all_plans(config)
+    random = np.random.default_rng(0)
+    jax.block_until_ready(execute(batch, ANY, plans[random.integers(0, 8, 12)]))
+    jax.block_until_ready(execute(batch, resolve_rule(config, 0.5)))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for _ in range(20):
+            jax.block_until_ready(execute(batch, ANY, plans[random.integers(0, 8, 12)]))
+        for budget in (0.3, 0.5, np.float64(0.65), 1.0):
+            for plan_rule in ("threshold", "top_k"):
+                jax.block_until_ready(execute(batch, resolve_rule(config, budget, plan_rule)))
+    compiled = [r.message for r in caplog.records if "Finished XLA compilation" in r.message]
+    assert compiled == []
 
 
-def test_refusals(executor, random_batch):
+@pytest.mark.parametrize("name", executors.EXECUTORS)
+def test_a_plan_of_the_stem_alone_works(name, executor, random_batch):
+    plan = np.zeros((3, 4), int)
+    plan[:, 0] = 1
+    batch = random_batch(3)
+    output = executor(name, 1)(batch, ANY, plan)
+    close(output.logits, executor("masked", 1)(batch, ANY, plan).logits)
+    np.testing.assert_array_equal(output.layer_mask, plan)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rows": 0}, "0 rows"),
+        ({"length": 33}, "33 tokens, but the model has positions for 32"),
+        ({"plan": np.ones((2, 3))}, r"shape \(2, 3\)"),
+        ({"plan": np.full((2, 4), 0.5)}, "row 0, layer 0 is 0.5"),
+        ({"plan": np.array([[1, 1, 1, 1], [0, 1, 1, 1]])}, "skips layer 0 for row 1"),
+        ({"left": True}, "Row 1's attention_mask begins with 0"),
+        ({"ragged": True}, "one shape"),
+    ],
+)
+def test_batches_and_plans_that_are_none(change, words, executor, random_batch):
+    batch = random_batch(max(change.get("rows", 2), 1), change.get("length", 8))
+    batch = {key: value[: change.get("rows", 2)] for key, value in batch.items()}
+    if change.get("left"):
+        batch["attention_mask"][1, 0] = 0
+    if change.get("ragged"):
+        batch["token_type_ids"] = batch["token_type_ids"][:, :4]
+    with pytest.raises(UserError, match=words):
+        executor("cond", 1)(batch, ANY, change.get("plan"))
+
+
+def test_executors_that_are_none(random_params):
+    config = config_of(1)
     with pytest.raises(UserError, match="'fast', but must be one of"):
-        make_executor("fast", config_of(1), {})
-    with pytest.raises(UserError, match="33 tokens, but the model has positions for 32"):
-        executor("cond", 1)(random_batch(1, length=33), resolve_rule(config_of(1), 1.0))
+        make_executor("fast", config, {})
+    with pytest.raises(UserError, match="chunk_size is 0"):
+        make_executor("chunked", config, random_params(config), chunk_size=0)
+    with pytest.raises(UserError, match="no effect on the executor 'cond'"):
+        make_executor("cond", config, random_params(config), chunk_size=4)
+
+
+def test_auto_goes_by_batch_size(caplog):
+    with caplog.at_level(logging.INFO):
+        assert [pick_executor(rows) for rows in (1, 8, None)] == ["cond", "packed", "packed"]
+    assert "is cond, for batch size 1 on cpu" in caplog.text
+
+
+def test_bfloat16_follows_float32(random_params, random_batch):
+    config, batch = config_of(1), random_batch(5)
+    plan = all_plans(config)[[0, 3, 5, 6, 7]]
+    for name in SKIPPING:
+        low = make_executor(name, config, random_params(config), jnp.bfloat16)
+        high = make_executor(name, config, random_params(config))
+        np.testing.assert_allclose(
+            low(batch, ANY, plan).logits, high(batch, ANY, plan).logits, atol=0.3
+        )

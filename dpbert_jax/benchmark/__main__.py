@@ -1,0 +1,114 @@
+"""Times what skipping is worth, beside the runtimes that a user would else pick.
+
+Prints a card for people, and one line of JSON last.
+"""
+
+import json
+import logging
+import os
+import platform
+import tempfile
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dpbert_jax.benchmark.arguments import BenchmarkArguments
+from dpbert_jax.benchmark.latency import measure_latency
+from dpbert_jax.benchmark.peers import Peer, available, export_dense
+from dpbert_jax.benchmark.plots import check_plot, plot_latency, plot_throughput
+from dpbert_jax.benchmark.subjects import load_subject
+from dpbert_jax.benchmark.throughput import measure_throughput
+from dpbert_jax.cli import parse, run_script
+
+logger = logging.getLogger("dpbert_jax.benchmark")
+VERSIONS = ("jax", "flax", "numpy", "torch", "transformers", "onnx", "onnxruntime", "openvino")
+
+
+def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
+    """Measures, prints, writes what was asked."""
+    names, skipped = available(args.names("peers"))
+    if args.plot:
+        check_plot(Path(args.plot))
+    subject = load_subject(args)
+    threads = args.threads or len(os.sched_getaffinity(0))
+    for name, reason in skipped.items():
+        logger.info("Peer %s is skipped: %s.", name, reason)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if names:
+            export_dense(folder, names, subject.config, jax.device_get(subject.params))
+        peers = {}
+        for name in names:
+            peers[name] = Peer(name, folder, threads)
+            stack.callback(peers[name].close)
+        if args.data:
+            rows, data = measure_throughput(args, subject, peers)
+        else:
+            rows, data = measure_latency(args, subject, peers), None
+    report = {
+        "model": args.model,
+        "plans": "random, independent" if subject.random_plans else "planner, top_k",
+        "data": data,
+        "threads": threads,
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in VERSIONS if _version(name)},
+        "skipped_peers": skipped,
+        "rows": rows,
+    }
+    _print_card(report)
+    if args.plot:
+        title = f"{args.model}, {threads} threads, float32"
+        if data:
+            plot_throughput(Path(args.plot), rows, f"{title}: {data['task']} validation")
+        else:
+            plot_latency(Path(args.plot), rows, title)
+    line = json.dumps(report)
+    if args.json:
+        path = Path(args.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(line)
+    return report
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _print_card(report: dict[str, Any]) -> None:
+    found = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    print(f"\n{report['model']}, plans: {report['plans']}, {report['threads']} threads")
+    print(f"Python {report['python']}, {found}, {report['device']}")
+    if report["data"]:
+        data = report["data"]
+        print(
+            f"{data['task']}: {data['rows']} rows, {data['mean_length']:.1f} tokens on average, "
+            f"{data['longest']} at most"
+        )
+    print()
+    extra = ["samples_per_second"] if report["data"] else ["seq_length"]
+    head = ["variant", "keep", "batch_size", *extra, "min_ms", "median_ms", "p95_ms"]
+    table = [[_cell(row.get(name)) for name in head] for row in report["rows"]]
+    widths = [max(map(len, column)) for column in zip(head, *table, strict=True)]
+    for row in [head, *table]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print()
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    benchmark(parse(BenchmarkArguments, __doc__))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,97 @@
+"""Time of one batch against the layers that its rows keep, executors beside peers."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpbert_jax.benchmark.arguments import BenchmarkArguments
+from dpbert_jax.benchmark.peers import Peer
+from dpbert_jax.benchmark.subjects import Batch, Subject, random_batch, subset
+from dpbert_jax.benchmark.timing import interleaved
+from dpbert_jax.errors import UserError
+from dpbert_jax.inference import Executor, Rule, make_executor
+from dpbert_jax.inference.path import PLANNED, decide, prepare
+
+Row = dict[str, Any]
+
+
+def measure_latency(
+    args: BenchmarkArguments, subject: Subject, peers: Mapping[str, Peer]
+) -> list[Row]:
+    """A row for each batch size, sequence length, variant and number of layers kept."""
+    for length in args.numbers("seq_lengths"):
+        if length > subject.config.bert.max_position_embeddings:
+            raise UserError(
+                f"--seq_lengths {length}: the model has positions for "
+                f"{subject.config.bert.max_position_embeddings} tokens."
+            )
+    names, keeps = args.names("executors"), args.numbers("keep")
+    executors = {name: make_executor(name, subject.config, subject.params) for name in names}
+    compiled = {
+        keep: make_executor("cond", *subset(subject, keep))
+        for keep in keeps
+        if 1 in args.numbers("batch_sizes") and "cond" in names
+    }
+    rows = []
+    for batch_size in args.numbers("batch_sizes"):
+        for length in args.numbers("seq_lengths"):
+            batch = random_batch(subject.config.bert, batch_size, length, args.seed)
+            rows += _one_shape(args, subject, batch, executors, compiled, peers)
+    return rows
+
+
+def _one_shape(
+    args: BenchmarkArguments,
+    subject: Subject,
+    batch: Batch,
+    executors: Mapping[str, Executor],
+    compiled: Mapping[int, Executor],
+    peers: Mapping[str, Peer],
+) -> list[Row]:
+    batch_size, length = batch["input_ids"].shape
+    calls: dict[str, Callable[[], Any]] = {}
+    about: dict[str, Row] = {}
+    for name, execute in executors.items():
+        for keep in [subject.layers] if name == "masked" else args.numbers("keep"):
+            plan = subject.plan(batch_size, keep, args.seed)
+            calls[f"{name} {keep}"] = partial(_blocking, execute, batch, subject.rule(keep), plan)
+            about[f"{name} {keep}"] = {"variant": name, "keep": keep}
+    if batch_size == 1:
+        for keep, execute in compiled.items():
+            rule = Rule(1.0, -np.inf, 0)
+            calls[f"compiled for {keep}"] = partial(_blocking, execute, batch, rule, None)
+            about[f"compiled for {keep}"] = {"variant": "compiled for these layers", "keep": keep}
+        calls["planner"] = _planner_call(subject, batch)
+        about["planner"] = {"variant": "planner and plan transfer", "keep": None}
+    beside = {name: (peer, [batch]) for name, peer in peers.items()}
+    about |= {name: {"variant": name, "keep": subject.layers} for name in peers}
+    found = interleaved(calls, beside, args.repeats)
+    shape = {"batch_size": batch_size, "seq_length": length}
+    made = [{**shape, **about[name], **figures} for name, figures in found.items()]
+    for row in made:
+        execute = executors.get(row["variant"])
+        if execute and execute.lower and row["keep"] == max(args.numbers("keep")):
+            memory = execute.lower(batch, subject.rule(subject.layers)).compile().memory_analysis()
+            row["temporaries_mib"] = memory.temp_size_in_bytes / 2**20
+    return made
+
+
+def _blocking(execute: Executor, batch: Batch, rule: Rule, plan: np.ndarray | None) -> np.ndarray:
+    return np.asarray(execute(batch, rule, plan).logits)
+
+
+def _planner_call(subject: Subject, batch: Batch) -> Callable[[], Any]:
+    """The planner alone, its plan brought to the host."""
+    config = subject.config
+    weights = prepare(config, {**subject.params}, np.float32)
+    shape = (*batch["input_ids"].shape, config.bert.hidden_size)
+    states = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+    forced = np.full((shape[0], config.num_gates), PLANNED, np.float32)
+    rule = subject.rule(subject.layers)
+    program = jax.jit(
+        lambda weights, states, mask: decide(config, weights, states, mask, rule, forced)[0]
+    )
+    return lambda: np.asarray(program(weights, states, batch["attention_mask"]))

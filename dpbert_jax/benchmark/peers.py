@@ -1,0 +1,186 @@
+"""Peers: the same dense weights in PyTorch, onnxruntime and OpenVINO, each in a process of its own.
+
+Apart because their idle threads spin: a runtime in the same process slowed the one measured after
+it by a fifth. Each is set as its makers advise for latency on a CPU, with the threads asked for.
+"""
+
+import importlib.util
+import multiprocessing
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.convert.huggingface import save_weights
+from dpbert_jax.errors import UserError
+from dpbert_jax.model import Params
+
+PACKAGES = {  # what a peer needs, by the names of their modules
+    "torch": ("torch",),
+    "onnxruntime": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "openvino"),
+}
+INSTALL = "pip install 'dpbert-jax[peers]'"
+SETTLE_SECONDS = 0.05  # for a peer's spinning threads to go to sleep
+
+Call = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+def available(names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Which peers can run, and why the others cannot."""
+    unknown = sorted(set(names) - set(PACKAGES))
+    if unknown:
+        raise UserError(f"--peers {','.join(unknown)}: must be of {list(PACKAGES)}.")
+    missing = {
+        name: [module for module in PACKAGES[name] if importlib.util.find_spec(module) is None]
+        for name in names
+    }
+    skipped = {
+        name: f"{', '.join(modules)} not installed ({INSTALL})"
+        for name, modules in missing.items()
+        if modules
+    }
+    return [name for name in names if name not in skipped], skipped
+
+
+def export_dense(folder: Path, names: list[str], config: DPBertConfig, params: Params) -> None:
+    """Writes what the peers load: a Hugging Face folder, plain ONNX, and ONNX with fused BERT."""
+    dense = DPBertConfig(config.bert)
+    if "torch" in names:
+        save_weights(folder, dense, params)
+    if {"onnxruntime", "openvino"} & set(names):
+        import onnx
+
+        from dpbert_jax.convert.onnx import dense_onnx
+
+        model = dense_onnx(config.bert, params)
+        onnx.save(model, str(folder / "plain.onnx"))
+        if "onnxruntime" in names:
+            _fuse(model, config).save_model_to_file(str(folder / "fused.onnx"))
+
+
+def _fuse(model: Any, config: DPBertConfig) -> Any:
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    return optimize_model(
+        model,
+        model_type="bert",
+        num_heads=config.bert.num_attention_heads,
+        hidden_size=config.bert.hidden_size,
+        opt_level=0,
+    )
+
+
+def _load_torch(folder: Path, threads: int) -> Call:
+    import torch
+    from transformers import BertForSequenceClassification
+
+    torch.set_num_threads(threads)
+    model = BertForSequenceClassification.from_pretrained(folder, attn_implementation="sdpa").eval()
+
+    def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(np.int64(array)) for name, array in batch.items()}
+            return model(**tensors).logits.numpy()
+
+    return call
+
+
+def _load_onnxruntime(folder: Path, threads: int) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(
+        str(folder / "fused.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    types = {i.name: np.int32 if "int32" in i.type else np.int64 for i in session.get_inputs()}
+
+    def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        return session.run(None, {n: batch[n].astype(kind) for n, kind in types.items()})[0]
+
+    return call
+
+
+def _load_openvino(folder: Path, threads: int) -> Call:
+    import openvino
+
+    core = openvino.Core()
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it
+    }
+    compiled = core.compile_model(core.read_model(folder / "plain.onnx"), "CPU", hints)
+
+    def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        return compiled({name: np.int64(array) for name, array in batch.items()})[0]
+
+    return call
+
+
+_LOADERS = {
+    "torch": _load_torch,
+    "onnxruntime": _load_onnxruntime,
+    "openvino": _load_openvino,
+}
+
+
+def _serve(connection: Connection, name: str, folder: Path, threads: int) -> None:
+    """The peer's process: answers (batches, repeats) with the last logits and the seconds."""
+    try:
+        call = _LOADERS[name](folder, threads)
+        connection.send("ready")
+        while True:
+            batches, repeats = connection.recv()
+            seconds = []
+            for _ in range(repeats):
+                began = time.perf_counter()
+                logits = [call(batch) for batch in batches]
+                seconds.append(time.perf_counter() - began)
+            connection.send((logits, seconds))
+    except EOFError:
+        return
+    except Exception as error:  # whatever stops a peer is told in the report, and stops no other
+        connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+class Peer:
+    """A peer in its process; `close` ends it."""
+
+    def __init__(self, name: str, folder: Path, threads: int) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, name, folder, threads), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._receive()
+
+    def run(
+        self, batches: list[dict[str, np.ndarray]], repeats: int = 1
+    ) -> tuple[list[np.ndarray], list[float]]:
+        """The logits of each batch, and the seconds of each pass over all of them."""
+        self._connection.send((batches, repeats))
+        answer = self._receive()
+        time.sleep(SETTLE_SECONDS)
+        return answer
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise UserError(f"Peer {self.name} has died.") from None
+        if isinstance(answer, Exception):
+            raise UserError(f"Peer {self.name} failed: {answer}")
+        return answer
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join(timeout=10)

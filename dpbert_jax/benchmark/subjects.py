@@ -1,0 +1,83 @@
+"""What is measured: the model, its batches, its plans."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpbert_jax.benchmark.arguments import BenchmarkArguments
+from dpbert_jax.config import BERT_BASE, BertConfig, DPBertConfig, PlannerConfig
+from dpbert_jax.convert import load_run
+from dpbert_jax.errors import UserError
+from dpbert_jax.inference import Rule
+from dpbert_jax.model import Params, init_params
+
+SHAPES = {
+    "bert-base": BERT_BASE,
+    "minilm-shape": dataclasses.replace(
+        BERT_BASE, hidden_size=384, num_hidden_layers=6, intermediate_size=1536
+    ),
+}
+Batch = dict[str, np.ndarray]
+
+
+class Subject(NamedTuple):
+    """A model with a planner; `random_plans` tells whose plans are run."""
+
+    config: DPBertConfig
+    params: Params
+    tokenizer: Any  # None where the weights are random
+    random_plans: bool
+
+    @property
+    def layers(self) -> int:
+        return self.config.bert.num_hidden_layers
+
+    def rule(self, keep: int) -> Rule:
+        """The planner's own plans of `keep` layers."""
+        return Rule(keep / self.layers, -np.inf, keep - self.config.stem_layers)
+
+    def plan(self, rows: int, keep: int, seed: int) -> np.ndarray | None:
+        """An independent plan of `keep` layers for each row, [B, L]; None: the planner's own."""
+        if not self.random_plans:
+            return None
+        stem, random = self.config.stem_layers, np.random.default_rng([seed, keep])
+        order = random.random((rows, self.layers - stem)).argsort(axis=1).argsort(axis=1)
+        return np.concatenate([np.ones((rows, stem)), order < keep - stem], axis=1)
+
+
+def load_subject(args: BenchmarkArguments) -> Subject:
+    """The model that the flags name, checked against what they ask of it."""
+    if args.model in SHAPES:
+        config = DPBertConfig(SHAPES[args.model], PlannerConfig())
+        subject = Subject(config, init_params(config, args.seed), None, args.plans != "planner")
+    else:
+        _, config, params, tokenizer = load_run(args.model)
+        if config.planner is None:
+            raise UserError(f"--model {args.model} has no planner: there is nothing to skip.")
+        subject = Subject(config, params, tokenizer, args.plans == "random")
+    for keep in args.numbers("keep"):
+        if not subject.config.stem_layers <= keep <= subject.layers:
+            raise UserError(
+                f"--keep {keep}: this model runs {subject.config.stem_layers} (its stem) to "
+                f"{subject.layers} layers."
+            )
+    return subject
+
+
+def random_batch(config: BertConfig, rows: int, length: int, seed: int) -> Batch:
+    """Full rows of random token ids."""
+    ids = np.random.default_rng([seed, rows, length]).integers(1, config.vocab_size, (rows, length))
+    ones = np.ones((rows, length), np.int32)
+    return {
+        "input_ids": ids.astype(np.int32),
+        "attention_mask": ones,
+        "token_type_ids": np.zeros_like(ones),
+    }
+
+
+def subset(subject: Subject, layers: int) -> tuple[DPBertConfig, Params]:
+    """A dense model of the first `layers` layers alone: what ideal skipping would compile to."""
+    bert = dataclasses.replace(subject.config.bert, num_hidden_layers=layers)
+    kept = {f"layer_{i}" for i in range(layers)} | {"embeddings", "head"}
+    return DPBertConfig(bert), {k: v for k, v in subject.params.items() if k in kept}

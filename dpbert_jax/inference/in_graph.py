@@ -1,0 +1,144 @@
+"""Executors that are one compiled program: `masked` (the reference), `cond` and `chunked`.
+
+The program serves every plan, budget and rule. `cond` skips a layer that no row of the batch
+needs; `chunked` runs a layer on chunks of only those rows that need it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.inference.layer import LayerWeights, run_layer
+from dpbert_jax.inference.path import PLANNED, Weights, classify, decide, embed
+from dpbert_jax.inference.rules import Rule
+from dpbert_jax.model.bert import attention_bias
+from dpbert_jax.model.dpbert import DPBert, DPBertOutput, Params
+from dpbert_jax.model.gates import hard_gates, layer_mask_of
+
+Encode = Callable[..., Array]
+
+# A chunk of fewer tokens leaves the device idle, one of more computes rows that are then dropped.
+CHUNK_TOKENS = {"cpu": 256, "gpu": 2048, "tpu": 2048}
+
+
+def encode_cond(
+    config: BertConfig,
+    layers: Sequence[LayerWeights],
+    states: Float[Array, "D B S"],
+    bias: Float[Array, "B 1 1 S"],
+    gates: Float[Array, "B P"],
+) -> Float[Array, "D B S"]:
+    """One `lax.cond` a layer: it runs if any row needs it, and rows that do not keep their state.
+
+    At batch 1 that is skipping per input.
+    """
+
+    def run(states: Array, weights: LayerWeights, gate: Array) -> Array:
+        output = run_layer(config, weights, states, bias)
+        # A single row that got here needs the layer: nothing to select.
+        return output if gate.shape[0] == 1 else jnp.where(gate[None, :, None] > 0, output, states)
+
+    def skip(states: Array, weights: LayerWeights, gate: Array) -> Array:
+        return states
+
+    for i, weights in enumerate(layers):
+        gate = gates[:, i]
+        states = jax.lax.cond((gate > 0).any(), run, skip, states, weights, gate)
+    return states
+
+
+def encode_chunked(
+    config: BertConfig,
+    layers: Sequence[LayerWeights],
+    states: Float[Array, "D B S"],
+    bias: Float[Array, "B 1 1 S"],
+    gates: Float[Array, "B P"],
+    *,
+    chunk_size: int,
+) -> Float[Array, "D B S"]:
+    """A loop a layer over chunks of the rows that need it; the last chunk's spare rows are dropped.
+
+    The host is not asked: the number of chunks is a value of the program.
+    """
+    rows = states.shape[1]
+    chunk_size = min(chunk_size, rows)
+    for i, weights in enumerate(layers):
+        needed = gates[:, i] > 0
+        count = needed.sum()
+        order = jnp.argsort(~needed, stable=True)  # those that need the layer come first
+        order = jnp.pad(order, (0, -rows % chunk_size))
+
+        def run(
+            n: Array,
+            states: Array,
+            *,
+            weights: LayerWeights = weights,
+            order: Array = order,
+            count: Array = count,
+        ) -> Array:
+            start = n * chunk_size
+            picked = jax.lax.dynamic_slice(order, (start,), (chunk_size,))
+            output = run_layer(config, weights, states[:, picked], bias[picked])
+            spare = start + jnp.arange(chunk_size) >= count
+            # No row has the number `rows`: what is sent there is dropped.
+            return states.at[:, jnp.where(spare, rows, picked)].set(output, mode="drop")
+
+        states = jax.lax.fori_loop(0, -(-count // chunk_size), run, states)
+    return states
+
+
+def forward(
+    config: DPBertConfig,
+    dtype: DTypeLike,
+    encode: Encode,
+    weights: Weights,
+    input_ids: Int[Array, "B S"],
+    attention_mask: Int[Array, "B S"],
+    token_type_ids: Int[Array, "B S"],
+    rule: Rule,
+    forced: Float[Array, "B P"],
+) -> DPBertOutput:
+    """The whole path of an input: stem, planner, hard plan, planned layers, head."""
+    states = embed(config, dtype, weights, input_ids, token_type_ids).transpose(2, 0, 1)
+    bias = attention_bias(attention_mask)
+    for layer in weights.layers[: config.stem_layers]:
+        states = run_layer(config.bert, layer, states, bias)
+    gates, gate_logits = decide(
+        config, weights, states.transpose(1, 2, 0), attention_mask, rule, forced
+    )
+    states = encode(config.bert, weights.layers[config.stem_layers :], states, bias, gates)
+    logits = classify(config, dtype, weights, states[:, :, 0].T)
+    return DPBertOutput(logits, layer_mask_of(gates, config.stem_layers), gate_logits)
+
+
+def forward_masked(
+    config: DPBertConfig,
+    dtype: DTypeLike,
+    params: Params,
+    input_ids: Int[Array, "B S"],
+    attention_mask: Int[Array, "B S"],
+    token_type_ids: Int[Array, "B S"],
+    rule: Rule,
+    forced: Float[Array, "B P"],
+) -> DPBertOutput:
+    """The same path by the model that is trained: computes every layer and mixes by the gates."""
+    apply: Any = partial(DPBert(config, dtype).apply, {"params": params})
+    states = apply(input_ids, attention_mask, token_type_ids, method="stem")
+    budget = jnp.broadcast_to(jnp.float32(rule.budget), states.shape[:1])
+    gate_logits = apply(states, attention_mask, budget, method="plan")
+    gates = hard_gates(gate_logits, rule.threshold, rule.top_k)
+    gates = jnp.where(forced == PLANNED, gates, forced)
+    states = [states, *apply(states, attention_mask, gates, method="encode")]
+    _, logits = apply(states[-1], method="pool")
+    return DPBertOutput(logits, layer_mask_of(gates, config.stem_layers), gate_logits)
+
+
+def default_chunk_size(platform: str, sequence_length: int) -> int:
+    """Rows of a chunk that keep this kind of device busy."""
+    return max(CHUNK_TOKENS.get(platform, CHUNK_TOKENS["gpu"]) // sequence_length, 1)

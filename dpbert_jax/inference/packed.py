@@ -1,0 +1,122 @@
+"""The executor `packed`: the host reads the plan once, and each layer runs on what needs it only.
+
+The batch may be of any size and its rows of any lengths: every layer's rows are packed into tiles
+without padding between them (`inference.tiles`), so that a batch of several hundred unsorted rows
+costs little more than its real tokens times the layers that they run. The jitted layer takes its
+weights as an argument: it is compiled once for each number of tiles and serves all layers.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.inference.layer import LayerWeights, run_layer
+from dpbert_jax.inference.path import Weights, classify, decide, embed
+from dpbert_jax.inference.rules import Rule
+from dpbert_jax.inference.tiles import Tiles, make_tiles, split_tiles, tile_width
+from dpbert_jax.model.dpbert import DPBertOutput
+from dpbert_jax.model.gates import layer_mask_of
+
+# Tokens in the largest piece: more leave a CPU's caches, fewer leave an accelerator idle.
+PIECE_TOKENS = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
+
+
+def run_tiles(
+    config: BertConfig,
+    weights: LayerWeights,
+    states: Float[Array, "T D"],
+    tokens: Int[Array, "N W"],
+    rows: Int[Array, "N W"],
+) -> Float[Array, "T D"]:
+    """One layer on the tokens of some tiles; all other tokens keep their state.
+
+    A token attends to the tokens of its own row.
+    """
+    tiles = states.at[tokens].get(mode="fill", fill_value=0)  # [N, W, D]
+    alien = rows[:, None, :, None] != rows[:, None, None, :]
+    bias = jnp.where(alien, jnp.finfo(jnp.float32).min, 0.0)  # [N, 1, W, W]
+    output = run_layer(config, weights, tiles.transpose(2, 0, 1), bias)
+    # The position of an empty slot is out of range: its output is dropped.
+    return states.at[tokens].set(output.transpose(1, 2, 0), mode="drop")
+
+
+def make_packed(
+    config: DPBertConfig, weights: Weights, dtype: DTypeLike, piece_tokens: int
+) -> Callable[[Mapping[str, np.ndarray], Rule, np.ndarray], DPBertOutput]:
+    """A function (batch, rule, forced) -> output.
+
+    The first batch of a shape [B, S] fixes the width of its tiles, and compiles the layer for
+    every number of tiles that a later batch of that shape can need.
+    """
+    layer = jax.jit(partial(run_tiles, config.bert), donate_argnums=1)
+    widths: dict[tuple[int, int], int] = {}
+
+    @jax.jit
+    def begin(weights: Weights, input_ids: Array, token_type_ids: Array) -> Array:
+        states = embed(config, dtype, weights, input_ids, token_type_ids)
+        return states.reshape(-1, states.shape[-1])  # [B * S, D]
+
+    @jax.jit
+    def plan(
+        weights: Weights, states: Array, attention_mask: Array, rule: Rule, forced: Array
+    ) -> tuple[Array, Array]:
+        states = states.reshape(*attention_mask.shape, -1)
+        return decide(config, weights, states, attention_mask, rule, forced)
+
+    @partial(jax.jit, static_argnums=2)
+    def finish(weights: Weights, states: Array, rows: int) -> Array:
+        return classify(config, dtype, weights, states.reshape(rows, -1, states.shape[-1])[:, 0])
+
+    def largest_piece(width: int) -> int:
+        return 1 << (max(piece_tokens // width, 1).bit_length() - 1)
+
+    def compile_shape(states: Array, mask: np.ndarray) -> Array:
+        """Runs the layer for every size of a piece, on no token at all."""
+        width = widths[mask.shape] = tile_width(config.bert, mask.sum(axis=1))
+        size = largest_piece(width)
+        while size:
+            nothing = np.full((size, width), mask.size, np.int32)
+            states = layer(weights.layers[0], states, nothing, np.full_like(nothing, -1))
+            size //= 2
+        return states
+
+    def run(weights: LayerWeights, states: Array, tiles: Tiles) -> Array:
+        start = 0
+        for size in split_tiles(len(tiles.tokens), largest_piece(tiles.tokens.shape[1])):
+            piece = slice(start, start + size)
+            states = layer(weights, states, tiles.tokens[piece], tiles.rows[piece])
+            start += size
+        return states
+
+    def execute(batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray) -> DPBertOutput:
+        mask = np.asarray(batch["attention_mask"])
+        states = begin(weights, batch["input_ids"], batch["token_type_ids"])
+        if mask.shape not in widths:
+            states = compile_shape(states, mask)
+        width = max(widths[mask.shape], int(mask.sum(axis=1).max()))
+        every = np.arange(len(mask))
+        tiles = make_tiles(mask, every, width) if config.stem_layers else None
+        for layer_weights in weights.layers[: config.stem_layers]:
+            assert tiles is not None
+            states = run(layer_weights, states, tiles)
+        gates, gate_logits = plan(weights, states, mask, rule, forced)
+        needed = np.asarray(gates) > 0  # the one time that the host waits for the device
+        known: dict[bytes, Tiles] = {}
+        for i, layer_weights in enumerate(weights.layers[config.stem_layers :]):
+            rows = np.flatnonzero(needed[:, i])
+            if not len(rows):
+                continue
+            key = rows.tobytes()  # many layers are run by the same rows
+            if key not in known:
+                known[key] = make_tiles(mask, rows, width)
+            states = run(layer_weights, states, known[key])
+        logits = finish(weights, states, len(mask))
+        return DPBertOutput(logits, layer_mask_of(gates, config.stem_layers), gate_logits)
+
+    return execute
