@@ -61,7 +61,7 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     }
     _print_card(report)
     if args.plot:
-        title = f"{args.model}, {threads} threads, float32"
+        title = f"{Path(args.model).name}, {threads} threads, float32"
         if data:
             plot_throughput(Path(args.plot), rows, f"{title}: {data['task']} validation")
         else:

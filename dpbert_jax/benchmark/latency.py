@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
@@ -89,7 +90,7 @@ def _planner_call(subject: Subject, batch: Batch) -> Callable[[], Any]:
     weights = prepare(config, {**subject.params}, np.float32)
     shape = (*batch["input_ids"].shape, config.bert.hidden_size)
     states = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-    forced = np.full((shape[0], config.num_gates), PLANNED, np.float32)
+    forced = jnp.full((shape[0], config.num_gates), PLANNED)
     rule = subject.rule(subject.layers)
     program = jax.jit(
         lambda weights, states, mask: decide(config, weights, states, mask, rule, forced)[0]

@@ -4,6 +4,7 @@ Apart because their idle threads spin: a runtime in the same process slowed the 
 it by a fifth. Each is set as its makers advise for latency on a CPU, with the threads asked for.
 """
 
+import importlib
 import importlib.util
 import multiprocessing
 import time
@@ -76,7 +77,7 @@ def _fuse(model: Any, config: DPBertConfig) -> Any:
 
 
 def _load_torch(folder: Path, threads: int) -> Call:
-    import torch
+    torch: Any = importlib.import_module("torch")
     from transformers import BertForSequenceClassification
 
     torch.set_num_threads(threads)
@@ -91,8 +92,7 @@ def _load_torch(folder: Path, threads: int) -> Call:
 
 
 def _load_onnxruntime(folder: Path, threads: int) -> Call:
-    import onnxruntime
-
+    onnxruntime: Any = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(
@@ -107,7 +107,7 @@ def _load_onnxruntime(folder: Path, threads: int) -> Call:
 
 
 def _load_openvino(folder: Path, threads: int) -> Call:
-    import openvino
+    openvino: Any = importlib.import_module("openvino")
 
     core = openvino.Core()
     hints = {
@@ -137,7 +137,7 @@ def _serve(connection: Connection, name: str, folder: Path, threads: int) -> Non
         connection.send("ready")
         while True:
             batches, repeats = connection.recv()
-            seconds = []
+            logits, seconds = [], []
             for _ in range(repeats):
                 began = time.perf_counter()
                 logits = [call(batch) for batch in batches]

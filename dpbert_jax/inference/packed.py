@@ -6,7 +6,7 @@ costs little more than its real tokens times the layers that they run. The jitte
 weights as an argument: it is compiled once for each number of tiles and serves all layers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import jax
@@ -57,10 +57,16 @@ def make_packed(
     layer = jax.jit(partial(run_tiles, config.bert), donate_argnums=1)
     widths: dict[tuple[int, int], int] = {}
 
-    @jax.jit
-    def begin(weights: Weights, input_ids: Array, token_type_ids: Array) -> Array:
-        states = embed(config, dtype, weights, input_ids, token_type_ids)
-        return states.reshape(-1, states.shape[-1])  # [B * S, D]
+    @partial(jax.jit, static_argnums=0)
+    def empty(size: int) -> Array:
+        return jnp.zeros((size, config.bert.hidden_size), dtype)
+
+    @partial(jax.jit, donate_argnums=1)
+    def embed_tiles(
+        weights: Weights, states: Array, tokens: Array, ids: Array, types: Array, positions: Array
+    ) -> Array:
+        output = embed(config, dtype, weights, ids, types, positions)
+        return states.at[tokens].set(output, mode="drop")
 
     @jax.jit
     def plan(
@@ -76,35 +82,49 @@ def make_packed(
     def largest_piece(width: int) -> int:
         return 1 << (max(piece_tokens // width, 1).bit_length() - 1)
 
-    def compile_shape(states: Array, mask: np.ndarray) -> Array:
-        """Runs the layer for every size of a piece, on no token at all."""
+    def compile_shape(mask: np.ndarray) -> None:
+        """Runs embeddings and layer for every size of a piece, on no token at all."""
         width = widths[mask.shape] = tile_width(config.bert, mask.sum(axis=1))
-        size = largest_piece(width)
+        states, size = empty(mask.size), largest_piece(width)
         while size:
             nothing = np.full((size, width), mask.size, np.int32)
-            states = layer(weights.layers[0], states, nothing, np.full_like(nothing, -1))
+            zeros = np.zeros_like(nothing)
+            states = embed_tiles(weights, states, nothing, zeros, zeros, zeros)
+            states = layer(weights.layers[0], states, nothing, zeros - 1)
             size //= 2
-        return states
 
-    def run(weights: LayerWeights, states: Array, tiles: Tiles) -> Array:
+    def pieces(tiles: Tiles) -> Iterator[slice]:
         start = 0
         for size in split_tiles(len(tiles.tokens), largest_piece(tiles.tokens.shape[1])):
-            piece = slice(start, start + size)
-            states = layer(weights, states, tiles.tokens[piece], tiles.rows[piece])
+            yield slice(start, start + size)
             start += size
+
+    def run(weights: LayerWeights, states: Array, tiles: Tiles) -> Array:
+        for piece in pieces(tiles):
+            states = layer(weights, states, tiles.tokens[piece], tiles.rows[piece])
+        return states
+
+    def begin(batch: Mapping[str, np.ndarray], tiles: Tiles) -> Array:
+        """Embeddings of the real tokens; what is padding stays zero."""
+        size, length = batch["input_ids"].size, batch["input_ids"].shape[1]
+        at = np.minimum(tiles.tokens, size - 1)  # an empty slot computes something, and drops it
+        ids, types = (batch[name].ravel()[at] for name in ("input_ids", "token_type_ids"))
+        positions = at % length
+        states = empty(size)
+        for p in pieces(tiles):
+            states = embed_tiles(weights, states, tiles.tokens[p], ids[p], types[p], positions[p])
         return states
 
     def execute(batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray) -> DPBertOutput:
-        mask = np.asarray(batch["attention_mask"])
-        states = begin(weights, batch["input_ids"], batch["token_type_ids"])
+        batch = {name: np.asarray(array, np.int32) for name, array in batch.items()}
+        mask = batch["attention_mask"]
         if mask.shape not in widths:
-            states = compile_shape(states, mask)
+            compile_shape(mask)
         width = max(widths[mask.shape], int(mask.sum(axis=1).max()))
-        every = np.arange(len(mask))
-        tiles = make_tiles(mask, every, width) if config.stem_layers else None
+        every = make_tiles(mask, np.arange(len(mask)), width)
+        states = begin(batch, every)
         for layer_weights in weights.layers[: config.stem_layers]:
-            assert tiles is not None
-            states = run(layer_weights, states, tiles)
+            states = run(layer_weights, states, every)
         gates, gate_logits = plan(weights, states, mask, rule, forced)
         needed = np.asarray(gates) > 0  # the one time that the host waits for the device
         known: dict[bytes, Tiles] = {}

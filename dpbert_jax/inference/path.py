@@ -46,10 +46,12 @@ def embed(
     weights: Weights,
     input_ids: Int[Array, "B S"],
     token_type_ids: Int[Array, "B S"],
+    position_ids: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S D"]:
     """What the first layer reads."""
     module: Any = Embeddings(config.bert, dtype)
-    return module.apply({"params": weights.embeddings}, input_ids, token_type_ids)
+    variables = {"params": weights.embeddings}
+    return module.apply(variables, input_ids, token_type_ids, position_ids=position_ids)
 
 
 def decide(

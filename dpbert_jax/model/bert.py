@@ -93,9 +93,12 @@ class Embeddings(_Config):
         input_ids: Int[Array, "B S"],
         token_type_ids: Int[Array, "B S"],
         dropout_keys: DropoutKeys = None,
+        position_ids: Int[Array, "B S"] | None = None,  # default: 0, 1, 2, ...
     ) -> Float[Array, "B S D"]:
         config = self.config
-        positions = jnp.arange(input_ids.shape[1])[None, :]
+        positions = (
+            jnp.arange(input_ids.shape[1])[None, :] if position_ids is None else position_ids
+        )
         hidden_states = (
             self.embed(config.vocab_size, "word_embeddings")(input_ids)
             + self.embed(config.max_position_embeddings, "position_embeddings")(positions)
