@@ -22,7 +22,7 @@ from dpbert_jax.model import Params
 
 PACKAGES = {  # what a peer needs, by the names of their modules
     "torch": ("torch",),
-    "onnxruntime": ("onnx", "onnxruntime"),
+    "onnxruntime": ("onnx", "onnxruntime", "sympy"),  # sympy: of its graph optimiser
     "openvino": ("onnx", "openvino"),
 }
 INSTALL = "pip install 'dpbert-jax[peers]'"

@@ -155,7 +155,7 @@ def test_only_the_layers_that_a_row_keeps_are_executed(
         params[f"layer_{i}"]["output"]["bias"] = bias.at[0].set(i)
     chunk = 1 if name == "chunked" else None
     execute = make_executor(name, config, params, chunk_size=chunk)
-    batch = random_batch(rows, length=8)
+    batch = random_batch(rows, length=16)  # the narrowest tile
     batch["attention_mask"][:] = 1
     plans = all_plans(config)
     execute(batch, ANY, plans[:1].repeat(rows, 0)).logits.block_until_ready()  # compiles
