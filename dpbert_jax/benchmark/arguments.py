@@ -1,12 +1,9 @@
 """The flags of `python -m dpbert_jax.benchmark`."""
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 from dpbert_jax.cli import flag
 from dpbert_jax.errors import UserError
-
-Number = TypeVar("Number", int, str)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _blocking(execute: Executor, batch: Batch, rule: Rule, plan: np.ndarray | No
 def _planner_call(subject: Subject, batch: Batch) -> Callable[[], Any]:
     """The planner alone, its plan brought to the host."""
     config = subject.config
-    weights = prepare(config, {**subject.params}, np.float32)
+    weights = prepare(config, subject.params, np.float32)
     shape = (*batch["input_ids"].shape, config.bert.hidden_size)
     states = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     forced = jnp.full((shape[0], config.num_gates), PLANNED)

@@ -9,11 +9,12 @@ import numpy as np
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
 from dpbert_jax.benchmark.peers import Peer
 from dpbert_jax.benchmark.subjects import Batch, Subject
-from dpbert_jax.benchmark.timing import Batches, interleaved
+from dpbert_jax.benchmark.timing import interleaved
 from dpbert_jax.convert import load_tokenizer, resolve_folder
 from dpbert_jax.convert.huggingface import PACKAGED
 from dpbert_jax.data import TokenizedSplit, batches, chunks, load_task, tokenize
 from dpbert_jax.inference import Executor, make_executor
+from dpbert_jax.inference.executors import INPUTS
 
 Row = dict[str, Any]
 MAX_SEQ_LENGTH = 128
@@ -90,5 +91,4 @@ def _padded(split: TokenizedSplit, batch_size: int, sort: bool) -> Iterator[dict
         part = split.take(order[start : start + batch_size])
         longest = int(part.lengths.max())
         (batch,) = batches(part, len(part), longest)
-        keys: Batches = [{k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}]
-        yield keys[0]
+        yield {name: batch[name] for name in INPUTS}

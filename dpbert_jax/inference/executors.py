@@ -67,10 +67,7 @@ class Executor:
                 masked, more tokens than the model has positions, or a plan that is no plan.
         """
         rows = check_batch(self.config, batch)
-        if layer_mask is None:
-            forced = np.full((rows, self.config.num_gates), PLANNED, np.float32)
-        else:
-            forced = forced_gates(self.config, layer_mask, rows)
+        forced = forced_gates(self.config, layer_mask, rows)
         return self.run({name: batch[name] for name in INPUTS}, rule, forced)
 
 
@@ -98,8 +95,10 @@ def check_batch(config: DPBertConfig, batch: Mapping[str, np.ndarray]) -> int:
     return shape[0]
 
 
-def forced_gates(config: DPBertConfig, layer_mask: np.ndarray, rows: int) -> np.ndarray:
-    """The gates [B, P] of a given plan [B, L]."""
+def forced_gates(config: DPBertConfig, layer_mask: np.ndarray | None, rows: int) -> np.ndarray:
+    """The gates [B, P] of a given plan [B, L]; all left to the planner where there is none."""
+    if layer_mask is None:
+        return np.full((rows, config.num_gates), PLANNED, np.float32)
     layer_mask = np.asarray(layer_mask, np.float32)
     wanted = (rows, config.bert.num_hidden_layers)
     if layer_mask.shape != wanted:
@@ -176,7 +175,7 @@ def make_executor(
         return program(weights, **batch, rule=rule, forced=forced)
 
     def lower(batch: Mapping[str, np.ndarray], rule: Rule) -> Any:
-        forced = np.full((len(batch["input_ids"]), config.num_gates), PLANNED, np.float32)
+        forced = forced_gates(config, None, len(batch["input_ids"]))
         inputs = {name: batch[name] for name in INPUTS}
         return program.lower(weights, **inputs, rule=rule, forced=forced)
 

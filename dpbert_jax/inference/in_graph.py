@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import BertConfig, DPBertConfig
 from dpbert_jax.inference.layer import LayerWeights, run_layer
-from dpbert_jax.inference.path import PLANNED, Weights, classify, decide, embed
+from dpbert_jax.inference.path import Weights, choose, classify, decide, embed
 from dpbert_jax.inference.rules import Rule
 from dpbert_jax.model.bert import attention_bias
 from dpbert_jax.model.dpbert import DPBert, DPBertOutput, Params
-from dpbert_jax.model.gates import hard_gates, layer_mask_of
+from dpbert_jax.model.gates import layer_mask_of
 
 Encode = Callable[..., Array]
 
@@ -132,8 +132,7 @@ def forward_masked(
     states = apply(input_ids, attention_mask, token_type_ids, method="stem")
     budget = jnp.broadcast_to(jnp.float32(rule.budget), states.shape[:1])
     gate_logits = apply(states, attention_mask, budget, method="plan")
-    gates = hard_gates(gate_logits, rule.threshold, rule.top_k)
-    gates = jnp.where(forced == PLANNED, gates, forced)
+    gates = choose(gate_logits, rule, forced)
     states = [states, *apply(states, attention_mask, gates, method="encode")]
     _, logits = apply(states[-1], method="pool")
     return DPBertOutput(logits, layer_mask_of(gates, config.stem_layers), gate_logits)

@@ -84,7 +84,7 @@ def make_packed(
 
     def compile_shape(mask: np.ndarray) -> None:
         """Runs embeddings and layer for every size of a piece, on no token at all."""
-        width = widths[mask.shape] = tile_width(config.bert, mask.sum(axis=1))
+        width = widths[mask.shape] = tile_width(config.bert, mask.sum(axis=1), mask.shape[1])
         states, size = empty(mask.size), largest_piece(width)
         while size:
             nothing = np.full((size, width), mask.size, np.int32)
@@ -120,7 +120,7 @@ def make_packed(
         mask = batch["attention_mask"]
         if mask.shape not in widths:
             compile_shape(mask)
-        width = max(widths[mask.shape], int(mask.sum(axis=1).max()))
+        width = widths[mask.shape]
         every = make_tiles(mask, np.arange(len(mask)), width)
         states = begin(batch, every)
         for layer_weights in weights.layers[: config.stem_layers]:

@@ -70,17 +70,20 @@ def make_tiles(attention_mask: np.ndarray, rows: np.ndarray, width: int) -> Tile
     return Tiles(tokens.reshape(count, width), owner.reshape(count, width))
 
 
-def tile_width(config: BertConfig, lengths: np.ndarray) -> int:
-    """The width at which tiles of these rows cost least."""
-    longest = -(-int(lengths.max()) // ALIGNMENT) * ALIGNMENT
-    widths = [width for width in WIDTHS if width > longest]
+def tile_width(config: BertConfig, lengths: np.ndarray, sequence_length: int) -> int:
+    """The width at which tiles of these rows cost least.
+
+    At least `sequence_length`, so that any other row of that batch shape fits as well.
+    """
+    narrowest = -(-sequence_length // ALIGNMENT) * ALIGNMENT
+    widths = [width for width in WIDTHS if width > narrowest]
 
     def cost(width: int) -> float:
         tiles = fill_tiles(lengths, width)[2]
         dense, every = projection_flops(config, width), layer_flops(config, width)
         return tiles * (dense + ATTENTION_WEIGHT * (every - dense))
 
-    return min([longest, *widths], key=cost)
+    return min([narrowest, *widths], key=cost)
 
 
 def split_tiles(count: int, largest: int) -> list[int]:

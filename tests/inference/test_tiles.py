@@ -52,8 +52,8 @@ def test_pieces_add_up_and_are_of_few_sizes(count, largest):
 @pytest.mark.parametrize(("lengths", "width"), [([16] * 8, 16), ([30] * 4 + [2] * 4, 32)])
 def test_width_fits_the_rows(lengths, width):
     config = BertConfig(hidden_size=384, intermediate_size=1536)
-    assert tile_width(config, np.array(lengths)) == width
+    assert tile_width(config, np.array(lengths), max(lengths)) == width
 
 
 def test_width_holds_a_row_longer_than_any_preset():
-    assert tile_width(TINY, np.array([200, 3])) == 208
+    assert tile_width(TINY, np.array([200, 3]), 200) == 208
