@@ -22,6 +22,7 @@ from dpbert_jax.benchmark.plots import check_plot, plot_latency, plot_throughput
 from dpbert_jax.benchmark.subjects import load_subject
 from dpbert_jax.benchmark.throughput import measure_throughput
 from dpbert_jax.cli import parse, run_script
+from dpbert_jax.errors import UserError
 
 logger = logging.getLogger("dpbert_jax.benchmark")
 VERSIONS = ("jax", "flax", "numpy", "torch", "transformers", "onnx", "onnxruntime", "openvino")
@@ -30,10 +31,14 @@ VERSIONS = ("jax", "flax", "numpy", "torch", "transformers", "onnx", "onnxruntim
 def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     """Measures, prints, writes what was asked."""
     names, skipped = available(args.names("peers"))
+    # Refused before anything is measured.
     if args.plot:
         check_plot(Path(args.plot))
+    for name in ("json", "plot"):
+        if getattr(args, name):
+            _make_room(name, Path(getattr(args, name)))
     subject = load_subject(args)
-    threads = args.threads or len(os.sched_getaffinity(0))
+    threads = args.threads or _own_cores()
     for name, reason in skipped.items():
         logger.info("Peer %s is skipped: %s.", name, reason)
     with ExitStack() as stack:
@@ -68,11 +73,25 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
             plot_latency(Path(args.plot), rows, title)
     line = json.dumps(report)
     if args.json:
-        path = Path(args.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(line)
     return report
+
+
+def _make_room(flag: str, path: Path) -> None:
+    """The folder for a file that is written at the end."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--{flag} {path} cannot be written: {error.strerror}.") from error
+    if path.is_dir():
+        raise UserError(f"--{flag} {path} is a folder: name a file.")
+
+
+def _own_cores() -> int:
+    """The cores that this process may use; not every system tells them from the machine's."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _version(name: str) -> str | None:

@@ -13,7 +13,11 @@ class BenchmarkArguments:
     )
     batch_sizes: str = flag("1,8,32", "Rows of a batch, comma-separated.")
     seq_lengths: str = flag("32,128", "Tokens of a row, comma-separated; rows are full.")
-    keep: str = flag("12,9,6,3", "Layers that each row runs, the stem's among them.")
+    keep: str | None = flag(
+        None,
+        "Layers that each row runs, the stem's among them, comma-separated. Default: all, three "
+        "quarters, half and a quarter of the model's.",
+    )
     executors: str = flag("cond,packed,masked", "Of cond, chunked, packed, masked.")
     peers: str = flag("", "Of torch, onnxruntime, openvino: the dense model there.")
     plans: str | None = flag(
@@ -32,8 +36,10 @@ class BenchmarkArguments:
 
     def __post_init__(self) -> None:
         for name in ("batch_sizes", "seq_lengths", "keep"):
-            if min(self.numbers(name)) < 1:
+            if getattr(self, name) is not None and min(self.numbers(name)) < 1:
                 raise UserError(f"--{name} {getattr(self, name)}: every value must be at least 1.")
+        if not self.names("executors"):
+            raise UserError("--executors names none: give at least one.")
         if self.repeats < 1 or (self.threads is not None and self.threads < 1):
             raise UserError("--repeats and --threads must be at least 1.")
         if self.plans not in (None, "random", "planner"):

@@ -29,11 +29,11 @@ def measure_latency(
                 f"--seq_lengths {length}: the model has positions for "
                 f"{subject.config.bert.max_position_embeddings} tokens."
             )
-    names, keeps = args.names("executors"), args.numbers("keep")
+    names = args.names("executors")
     executors = {name: make_executor(name, subject.config, subject.params) for name in names}
     compiled = {
         keep: make_executor("cond", *subset(subject, keep))
-        for keep in keeps
+        for keep in subject.keeps
         if 1 in args.numbers("batch_sizes") and "cond" in names
     }
     rows = []
@@ -56,7 +56,7 @@ def _one_shape(
     calls: dict[str, Callable[[], Any]] = {}
     about: dict[str, Row] = {}
     for name, execute in executors.items():
-        for keep in [subject.layers] if name == "masked" else args.numbers("keep"):
+        for keep in [subject.layers] if name == "masked" else subject.keeps:
             plan = subject.plan(batch_size, keep, args.seed)
             calls[f"{name} {keep}"] = partial(_blocking, execute, batch, subject.rule(keep), plan)
             about[f"{name} {keep}"] = {"variant": name, "keep": keep}
@@ -74,7 +74,7 @@ def _one_shape(
     made = [{**shape, **about[name], **figures} for name, figures in found.items()]
     for row in made:
         execute = executors.get(row["variant"])
-        if execute and execute.lower and row["keep"] == max(args.numbers("keep")):
+        if execute and execute.lower and row["keep"] == max(subject.keeps):
             memory = execute.lower(batch, subject.rule(subject.layers)).compile().memory_analysis()
             row["temporaries_mib"] = memory.temp_size_in_bytes / 2**20
     return made

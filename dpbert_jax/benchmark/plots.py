@@ -24,7 +24,7 @@ COLOURS = {
 
 
 def check_plot(path: Path) -> None:
-    """Refuses a file type that cannot be drawn, before anything is measured."""
+    """Refuses a file type that cannot be drawn."""
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--plot {path}: the name must end in .png, .pdf or .svg.")
 
@@ -78,6 +78,5 @@ def plot_throughput(path: Path, rows: list[Row], title: str) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -28,6 +28,7 @@ class Subject(NamedTuple):
     params: Params
     tokenizer: Any  # None where the weights are random
     random_plans: bool
+    keeps: list[int]  # layers that a row runs, one after the other
 
     @property
     def layers(self) -> int:
@@ -50,19 +51,23 @@ def load_subject(args: BenchmarkArguments) -> Subject:
     """The model that the flags name, checked against what they ask of it."""
     if args.model in SHAPES:
         config = DPBertConfig(SHAPES[args.model], PlannerConfig())
-        subject = Subject(config, init_params(config, args.seed), None, args.plans != "planner")
+        params, tokenizer = init_params(config, args.seed), None
+        random_plans = args.plans != "planner"
     else:
         _, config, params, tokenizer = load_run(args.model)
         if config.planner is None:
             raise UserError(f"--model {args.model} has no planner: there is nothing to skip.")
-        subject = Subject(config, params, tokenizer, args.plans == "random")
-    for keep in args.numbers("keep"):
-        if not subject.config.stem_layers <= keep <= subject.layers:
-            raise UserError(
-                f"--keep {keep}: this model runs {subject.config.stem_layers} (its stem) to "
-                f"{subject.layers} layers."
-            )
-    return subject
+        random_plans = args.plans == "random"
+    layers, stem = config.bert.num_hidden_layers, config.stem_layers
+    if args.keep is None:
+        quarters = {max(layers * part // 4, stem, 1) for part in (1, 2, 3, 4)}
+        keeps = sorted(quarters, reverse=True)
+    else:
+        keeps = args.numbers("keep")
+    for keep in keeps:
+        if not stem <= keep <= layers:
+            raise UserError(f"--keep {keep}: this model runs {stem} (its stem) to {layers} layers.")
+    return Subject(config, params, tokenizer, random_plans, keeps)
 
 
 def random_batch(config: BertConfig, rows: int, length: int, seed: int) -> Batch:

@@ -47,7 +47,7 @@ def measure_throughput(
             size = WHOLE_DATASET if name == "packed" else batch_size
             made = chunks if name == "packed" else batches
             passes = list(made(split, size, MAX_SEQ_LENGTH))
-            for keep in [subject.layers] if name == "masked" else args.numbers("keep"):
+            for keep in [subject.layers] if name == "masked" else subject.keeps:
                 label = f"{name} {keep}"
                 calls[label] = partial(_whole_split, execute, subject, passes, keep, args.seed)
                 about[label] = {"variant": name, "keep": keep, "batch_size": size}

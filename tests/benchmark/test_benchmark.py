@@ -92,12 +92,20 @@ def test_variants_take_turns():
         ({"plot": "out.bmp"}, "must end in .png"),
         ({"plans": "best"}, "--plans is 'best'"),
         ({"repeats": 0}, "at least 1"),
+        ({"executors": ""}, "--executors names none"),
+        ({"json": __file__ + "/out.json"}, "--json .*out.json cannot be written"),
+        ({"json": "."}, "--json . is a folder"),
         ({"model": "no/such/run/at/all"}, "not a folder"),
     ],
 )
 def test_what_is_refused(change, words, tiny_run):
     with pytest.raises(UserError, match=words):
         benchmark(flags(tiny_run, **change))
+
+
+def test_layers_kept_follow_the_model(tiny_run):
+    assert load_subject(flags(tiny_run, keep=None)).keeps == [3, 2, 1]
+    assert load_subject(flags("bert-base", keep=None)).keeps == [12, 9, 6, 3]
 
 
 def test_a_model_without_a_planner_is_refused(tiny_run):
