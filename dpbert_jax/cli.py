@@ -16,8 +16,20 @@ def flag(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
 
-def parse(arguments: type, description: str | None, argv: Sequence[str] | None = None) -> Any:
-    """Parses flags into the dataclass; argparse itself exits with 2 on what it cannot read."""
+def parse(
+    arguments: type,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    positional: str | None = None,
+) -> Any:
+    """Parses flags into the dataclass; argparse itself exits with 2 on what it cannot read.
+
+    Args:
+        positional: the flag whose value may also stand first, bare.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if positional and argv and not argv[0].startswith("-"):
+        argv.insert(0, f"--{positional}")
     parser = HfArgumentParser(arguments, description=description, allow_abbrev=False)  # type: ignore[arg-type]
     # Unknown flags come first: a misspelt one is seldom what the dataclass finds missing.
     return arguments(**vars(parser.parse_args(argv)))

@@ -66,6 +66,8 @@ class PlannerConfig:
     hidden_size: int = 64
     logit_bound: float = 6.0  # gate logits lie in (-bound, bound): gates never saturate for good
     min_budget: float = 0.4
+    max_budget: float = 1.0
+    min_layers: int = 0  # no input runs fewer, the stem's among them
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,18 @@ class Calibration:
     """Thresholds on the gate logits that make a split's mean cost equal the budget, on a grid."""
 
     budgets: tuple[float, ...]  # ascending
-    thresholds: tuple[float, ...]
+    thresholds: tuple[float, ...]  # descending: a larger budget runs what a smaller one did
 
     def __post_init__(self) -> None:
-        if len(self.budgets) != len(self.thresholds) or list(self.budgets) != sorted(self.budgets):
+        falling = sorted(self.thresholds, reverse=True)
+        if (
+            len(self.budgets) != len(self.thresholds)
+            or list(self.budgets) != sorted(self.budgets)
+            or list(self.thresholds) != falling
+        ):
             raise UserError(
-                "dpbert.calibration must hold ascending budgets and one threshold for each."
+                "dpbert.calibration must hold ascending budgets and a threshold for each, "
+                "descending."
             )
 
 
@@ -97,6 +105,11 @@ class DPBertConfig:
                 f"{self.bert.num_hidden_layers - 1}: the model has {self.bert.num_hidden_layers} "
                 "layers and the planner needs at least one to plan."
             )
+        if self.planner and not 0 <= self.planner.min_layers <= self.bert.num_hidden_layers:
+            raise UserError(
+                f"min_layers is {self.planner.min_layers}, but the model has "
+                f"{self.bert.num_hidden_layers} layers."
+            )
 
     @property
     def stem_layers(self) -> int:
@@ -107,6 +120,11 @@ class DPBertConfig:
     def num_gates(self) -> int:
         """Planned layers, P = L - stem_layers."""
         return self.bert.num_hidden_layers - self.stem_layers
+
+    @property
+    def min_gates(self) -> int:
+        """Planned layers that run whatever the threshold: those with the row's largest logits."""
+        return max(self.planner.min_layers - self.stem_layers, 0) if self.planner else 0
 
 
 BERT_BASE = BertConfig()

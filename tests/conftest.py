@@ -77,6 +77,24 @@ def random_batch() -> Callable:
 
 
 @pytest.fixture(scope="session")
+def random_split():
+    """A function (rows, longest) -> a split whose first token of a row is the row's number."""
+
+    def draw(rows, longest=16, seed=0):
+        from dpbert_jax.data import TokenizedSplit
+
+        random = np.random.default_rng(seed)
+        lengths = random.integers(3, longest + 1, rows)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        token_ids = random.integers(1, 64, offsets[-1], np.int32)
+        token_ids[offsets[:-1]] = np.arange(rows)
+        type_ids = random.integers(0, 2, offsets[-1]).astype(np.int8)
+        return TokenizedSplit(token_ids, type_ids, offsets, random.integers(0, 2, rows, np.int32))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained BERT without a classifier: the tiny preset, cut to three layers."""
     from safetensors.numpy import load_file, save_file
@@ -129,7 +147,7 @@ def run_flags(tiny_folder: Path, sentence_files: dict[str, dict[str, str]]) -> d
         "max_seq_length": 16,
         "per_device_train_batch_size": 2,
         "learning_rate": 1e-3,
-        "num_train_epochs": 1.0,
+        "num_train_epochs": 2.0,
         "num_planner_epochs": 1.0,
         "logging_steps": 1,
         "save_steps": 3,

@@ -69,8 +69,6 @@ def key_table(config: DPBertConfig) -> list[Entry]:
         table += [
             *_dense("planner.input", "planner", "input"),
             *_dense("planner.output", "planner", "output"),
-            Entry("planner.budget.weight", ("planner", "budget", "kernel"), True),
-            Entry("planner.budget_output.weight", ("planner", "budget_output", "kernel"), True),
         ]
     return table
 

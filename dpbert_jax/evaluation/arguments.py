@@ -18,6 +18,11 @@ class EvalArguments:
     plan_rule: str = flag(
         "threshold", "threshold: depth varies with the input; top_k: the same for every input."
     )
+    calibrate: str | None = flag(
+        None,
+        "First find the thresholds anew, on the inputs of this split (validation, test, ...), and "
+        "write them into the run's config.json; labels are not read.",
+    )
     executor: str = flag(
         "auto",
         "cond: skips layers at batch 1; packed: whole dataset at once, each layer on the rows that "

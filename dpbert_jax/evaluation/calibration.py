@@ -32,39 +32,36 @@ def calibrate(
 ) -> Calibration:
     """Thresholds for a grid of budgets, from the inputs of a split; labels are not looked at.
 
-    The plan at a budget runs the gates whose logit (itself conditioned on that budget) is at least
-    the threshold, so mean cost falls as the threshold rises, in steps of one gate of one row.
+    The plan at a budget runs the gates whose logit is at least the threshold, so mean cost falls as
+    the threshold rises, in steps of one gate of one row.
     """
     assert config.planner is not None
-    grid = budget_grid(config.planner.min_budget)
     model = DPBert(config, dtype)
 
     @jax.jit
-    def gate_logits(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+    def plan(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         apply: Any = partial(model.apply, {"params": params})
         mask = batch["attention_mask"]
         states = apply(batch["input_ids"], mask, batch["token_type_ids"], method="stem")
-
-        def at_budget(budget: jax.Array) -> jax.Array:
-            budgets = jnp.broadcast_to(budget, states.shape[:1])
-            return apply(states, mask, budgets, method="plan")
-
-        return jax.lax.map(at_budget, jnp.asarray(grid, jnp.float32))  # [G, B, P]
+        return apply(states, mask, method="plan")
 
     logits, shares = [], []
     pad = config.bert.pad_token_id
     for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
         real = batch["weights"] > 0
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
-        logits.append(np.asarray(gate_logits(params, inputs))[:, real])
+        logits.append(np.asarray(plan(params, inputs))[real])
         shares += [planner_share(config, batch["input_ids"].shape[1])] * int(real.sum())
-    by_budget = np.concatenate(logits, axis=1).reshape(len(grid), -1)  # [G, N * P]
-    gate_budgets = (grid - np.mean(shares)) * config.bert.num_hidden_layers - config.stem_layers
-    shares_run = gate_budgets / config.num_gates
-    thresholds = [
-        threshold_for(values, share) for values, share in zip(by_budget, shares_run, strict=True)
-    ]
-    thresholds[-1] = -config.planner.logit_bound  # budget 1: every gate, on any input
+    # What a row's largest logits buy, no threshold takes away: it decides on the others.
+    fixed = config.stem_layers + config.min_gates
+    descending = -np.sort(-np.concatenate(logits), axis=1)  # [N, P]
+    decided = descending[:, config.min_gates :].ravel()
+    grid = budget_grid(config.planner.min_budget)
+    gates = (grid - np.mean(shares)) * config.bert.num_hidden_layers - fixed
+    lowest = -config.planner.logit_bound
+    shares_run = gates * len(descending) / len(decided)
+    thresholds = [max(threshold_for(decided, share), lowest) for share in shares_run]
+    thresholds[-1] = lowest  # budget 1: every gate, on any input
     return Calibration(tuple(map(float, grid)), tuple(thresholds))
 
 

@@ -32,6 +32,7 @@ def predict(
     *,
     batch_size: int,
     max_seq_length: int,
+    layer_mask: np.ndarray | None = None,
     progress: str | None = None,
 ) -> Predictions:
     """Runs an executor over a split: in length-bucketed batches, and `packed` in whole chunks.
@@ -41,6 +42,7 @@ def predict(
 
     Args:
         batch_size: rows of a batch, at most those of a chunk.
+        layer_mask: plans [N, L] to run in place of the planner's.
         progress: what to call this on the progress bar; None shows none.
     """
 
@@ -56,23 +58,25 @@ def predict(
 
     layers = config.bert.num_hidden_layers
     logits = np.zeros((len(split), config.bert.num_labels), np.float32)
-    layer_mask = np.zeros((len(split), layers), np.int8)
+    plans = np.zeros((len(split), layers), np.int8)
     cost = np.zeros(len(split), np.float32)
     bar = tqdm(desc=progress, total=len(split), leave=False, disable=progress is None)
     started = time.perf_counter()
     for batch in make_batches():
-        output = execute(batch, rule)
+        # A padding row, of index -1, gets the last row's plan: whatever it computes is dropped.
+        forced = None if layer_mask is None else layer_mask[batch["indices"]]
+        output = execute(batch, rule, forced)
         real = batch["weights"] > 0
         rows = batch["indices"][real]
         logits[rows] = np.asarray(output.logits)[real]
         mask = np.asarray(output.layer_mask)[real]
-        layer_mask[rows] = mask
+        plans[rows] = mask
         length = batch["input_ids"].shape[1]
         cost[rows] = np.asarray(plan_cost(config, mask[:, config.stem_layers :], length))
         bar.update(len(rows))
     seconds = time.perf_counter() - started
     bar.close()
-    return Predictions(logits, layer_mask, cost, seconds)
+    return Predictions(logits, plans, cost, seconds)
 
 
 def summarise(

@@ -12,15 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config import DPBertConfig, write_config
 from dpbert_jax.convert import load_run
 from dpbert_jax.data import TaskData, TokenizedSplit, load_task, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
+from dpbert_jax.evaluation.calibration import calibrate
 from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
 from dpbert_jax.evaluation.metrics import compute_metrics, score
 from dpbert_jax.evaluation.plots import plot_layers_per_input, plot_score_against_cost
 from dpbert_jax.inference import AUTO, Rule, make_executor, pick_executor, resolve_rule
+from dpbert_jax.inference.rules import check_budget
 from dpbert_jax.model import Params
 from dpbert_jax.run_folder import TEACHER, read_train_config
 
@@ -34,9 +36,15 @@ BATCH_SIZES = {"cond": 1, "masked": 32, "chunked": 32, "packed": 512}
 def evaluate_run(args: EvalArguments) -> list[Result]:
     """Evaluates, prints the table, writes what was asked; one result for each split and budget."""
     folder, config, params, tokenizer = load_run(args.model_name_or_path)
-    rules = [resolve_rule(config, budget, args.plan_rule) for budget in args.budget]
+    for budget in args.budget:
+        check_budget(config, budget)
+    if args.calibrate and config.planner is None:
+        raise UserError(f"--calibrate: {folder} has no planner, and so no thresholds.")
     args = _with_run_defaults(args, folder)
     task = _load_task(args, config)
+    if args.calibrate:
+        config = _calibrated(args, folder, config, params, task, tokenizer)
+    rules = [resolve_rule(config, budget, args.plan_rule) for budget in args.budget]
     if args.executor == AUTO:
         args = dataclasses.replace(args, executor=pick_executor(args.per_device_eval_batch_size))
     batch_size = args.per_device_eval_batch_size or BATCH_SIZES.get(args.executor, 1)
@@ -123,6 +131,34 @@ def _load_task(args: EvalArguments, config: DPBertConfig) -> TaskData:
     if missing:
         raise UserError(f"The data has no split {missing}.")
     return task
+
+
+def _calibrated(
+    args: EvalArguments,
+    folder: Path,
+    config: DPBertConfig,
+    params: Params,
+    task: TaskData,
+    tokenizer: Any,
+) -> DPBertConfig:
+    """The config with thresholds found on the inputs of a split, written to the run's folder."""
+    if args.calibrate not in task.splits:
+        raise UserError(
+            f"--calibrate {args.calibrate}: this data has the splits {sorted(task.splits)}."
+        )
+    length = args.max_seq_length or 128
+    calibration = calibrate(
+        config,
+        params,
+        tokenize(task.splits[args.calibrate], tokenizer, length),
+        batch_size=32,
+        max_seq_length=length,
+        dtype=jnp.bfloat16 if args.bf16 else jnp.float32,
+    )
+    config = dataclasses.replace(config, calibration=calibration)
+    write_config(config, folder)
+    logger.info("Thresholds from the split '%s' are in %s/config.json.", args.calibrate, folder)
+    return config
 
 
 def _runner(

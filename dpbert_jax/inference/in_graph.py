@@ -130,9 +130,8 @@ def forward_masked(
     """The same path by the model that is trained: computes every layer and mixes by the gates."""
     apply: Any = partial(DPBert(config, dtype).apply, {"params": params})
     states = apply(input_ids, attention_mask, token_type_ids, method="stem")
-    budget = jnp.broadcast_to(jnp.float32(rule.budget), states.shape[:1])
-    gate_logits = apply(states, attention_mask, budget, method="plan")
-    gates = choose(gate_logits, rule, forced)
+    gate_logits = apply(states, attention_mask, method="plan")
+    gates = choose(config, gate_logits, rule, forced)
     states = [states, *apply(states, attention_mask, gates, method="encode")]
     _, logits = apply(states[-1], method="pool")
     return DPBertOutput(logits, layer_mask_of(gates, config.stem_layers), gate_logits)

@@ -70,17 +70,19 @@ def decide(
     if config.planner is None:
         nothing = jnp.zeros((stem_states.shape[0], 0))
         return nothing, nothing
-    budget = jnp.broadcast_to(jnp.float32(rule.budget), stem_states.shape[:1])
     module: Any = Planner(config.planner, config.num_gates)
-    gate_logits = module.apply({"params": weights.planner}, stem_states, attention_mask, budget)
-    return choose(gate_logits, rule, forced), gate_logits
+    gate_logits = module.apply({"params": weights.planner}, stem_states, attention_mask)
+    return choose(config, gate_logits, rule, forced), gate_logits
 
 
 def choose(
-    gate_logits: Float[Array, "B P"], rule: Rule, forced: Float[Array, "B P"]
+    config: DPBertConfig,
+    gate_logits: Float[Array, "B P"],
+    rule: Rule,
+    forced: Float[Array, "B P"],
 ) -> Float[Array, "B P"]:
     """The rule's gates, but for those that are forced."""
-    gates = hard_gates(gate_logits, rule.threshold, rule.top_k)
+    gates = hard_gates(gate_logits, rule.threshold, rule.top_k, config.min_gates)
     return jnp.where(forced == PLANNED, gates, forced)
 
 

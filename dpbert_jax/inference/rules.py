@@ -39,25 +39,31 @@ def check_budget(config: DPBertConfig, budget: float) -> None:
             f"--budget is {budget}, but this model has no planner: it can only run dense "
             "(--budget 1.0)."
         )
-    stem = config.stem_layers / config.bert.num_hidden_layers
-    if budget < stem:
+    fixed = config.stem_layers + config.min_gates
+    lowest = fixed / config.bert.num_hidden_layers
+    if budget < lowest:
         raise UserError(
-            f"--budget is {budget}, but the stem's {config.stem_layers} layer(s), which always "
-            f"run, cost {stem:.3f}: ask for more."
+            f"--budget is {budget}, but the {fixed} layer(s) that every input runs cost "
+            f"{lowest:.3f}: ask for more."
         )
-    if budget < config.planner.min_budget:
+    low, high = config.planner.min_budget, config.planner.max_budget
+    if not low <= budget <= high:
         raise UserError(
-            f"--budget is {budget}, but this model was trained for budgets from "
-            f"{config.planner.min_budget} to 1.0."
+            f"--budget is {budget}, but this model was trained for budgets from {low} to {high}"
+            f"{'' if high == 1 else ', and for 1.0'}."
         )
 
 
 def resolve_rule(config: DPBertConfig, budget: float, plan_rule: str = "threshold") -> Rule:
     """The rule for a budget.
 
-    `threshold` uses the calibrated threshold, interpolated between grid points, or 0 where the
-    model was never calibrated; depth varies with the input. `top_k` runs the floor(budget * L)
-    layers that the budget pays for, stem included, for every input.
+    `threshold` uses the calibrated threshold, interpolated between grid points; depth varies with
+    the input. `top_k` runs the floor(budget * L) layers that the budget pays for, stem included,
+    for every input.
+
+    Raises:
+        UserError: the budget cannot be had, the rule is unknown, or it is `threshold` and the model
+            was never calibrated.
     """
     check_budget(config, budget)
     if plan_rule not in PLAN_RULES:
@@ -70,9 +76,10 @@ def resolve_rule(config: DPBertConfig, budget: float, plan_rule: str = "threshol
         layers = int(budget * config.bert.num_hidden_layers + 1e-6)
         return Rule(budget, -np.inf, layers - config.stem_layers)
     calibration = config.calibration
-    threshold = (
-        float(np.interp(budget, calibration.budgets, calibration.thresholds))
-        if calibration
-        else 0.0
-    )
+    if calibration is None:
+        raise UserError(
+            "This model has no thresholds for --plan_rule threshold: find them with "
+            "`eval.py --calibrate SPLIT`, or use --plan_rule top_k."
+        )
+    threshold = float(np.interp(budget, calibration.budgets, calibration.thresholds))
     return Rule(budget, threshold, config.num_gates)

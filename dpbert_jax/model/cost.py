@@ -5,7 +5,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dpbert_jax.config import BertConfig, DPBertConfig
-from dpbert_jax.model.planner import BUDGET_FEATURES
 
 
 def projection_flops(config: BertConfig, sequence_length: int) -> int:
@@ -25,8 +24,7 @@ def planner_flops(config: DPBertConfig, sequence_length: int) -> int:
     if config.planner is None:
         return 0
     hidden, width = config.bert.hidden_size, config.planner.hidden_size
-    first = (2 * hidden + 1 + BUDGET_FEATURES) * width
-    second = (width + BUDGET_FEATURES) * config.num_gates
+    first, second = (2 * hidden + 1) * width, width * config.num_gates
     return 2 * sequence_length * hidden + 2 * (first + second)
 
 

@@ -71,12 +71,11 @@ class DPBert(nn.Module):
         self,
         stem_states: Float[Array, "B S D"],
         attention_mask: Int[Array, "B S"],
-        budget: Float[Array, " B"],
     ) -> Float[Array, "B P"]:
         """Gate logits of the planned layers; of shape [B, 0] where there is no planner."""
         if self.config.planner is None:
             return jnp.zeros((stem_states.shape[0], 0))
-        return self.planner(stem_states, attention_mask, budget)
+        return self.planner(stem_states, attention_mask)
 
     def encode(
         self,
@@ -107,7 +106,7 @@ class DPBert(nn.Module):
         """Logits under a given plan, in evaluation mode; also what initialisation traces."""
         states = self.stem(input_ids, attention_mask, token_type_ids)
         if self.is_initializing():
-            self.plan(states, attention_mask, jnp.ones(states.shape[0]))
+            self.plan(states, attention_mask)
         states = [states, *self.encode(states, attention_mask, gates)]
         return self.pool(states[-1])[1]
 

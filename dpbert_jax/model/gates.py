@@ -1,5 +1,8 @@
 """Gates: how gate logits become a plan. Straight-through samples in training, hard rules after."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -35,20 +38,79 @@ def logistic_noise(keys: Key[Array, " B"], num_gates: int) -> Float[Array, "B P"
     return jax.vmap(lambda key: jax.random.logistic(key, (num_gates,)))(keys)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def meet_share(
+    gate_logits: Float[Array, "B P"],
+    counted: Float[Array, " B"],
+    share: Float[Array, ""],
+    axis_name: str,
+) -> Float[Array, "B P"]:
+    """The logits less the one threshold at which the counted rows' gates meet `share` on average.
+
+    mean sigmoid(logit - threshold) = share, over the rows of all devices. The threshold is solved
+    for, so no penalty has to push the cost to the budget; its own derivative is part of the
+    gradient, so a layer's logit rises only at the expense of others.
+    """
+    return gate_logits - _solve_threshold(gate_logits, counted, share, axis_name)
+
+
+def _solve_threshold(
+    gate_logits: Array, counted: Array, share: Array, axis_name: str
+) -> Float[Array, ""]:
+    everywhere = partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
+    logits, weights = everywhere(gate_logits), everywhere(counted)[:, None]
+    total = jnp.maximum(weights.sum() * logits.shape[1], 1.0)
+
+    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        too_many = (weights * jax.nn.sigmoid(logits - middle)).sum() / total > share
+        return jnp.where(too_many, middle, low), jnp.where(too_many, high, middle)
+
+    reach = 10.0  # sigmoid(-10) is a share of 5e-5
+    bounds = (logits.min() - reach, logits.max() + reach)
+    low, high = jax.lax.fori_loop(0, 40, halve, bounds)
+    return (low + high) / 2
+
+
+def _meet_share_forward(
+    gate_logits: Array, counted: Array, share: Array, axis_name: str
+) -> tuple[Array, tuple[Array, Array]]:
+    shifted: Any = meet_share(gate_logits, counted, share, axis_name)
+    return shifted, (shifted, counted)
+
+
+def _meet_share_backward(
+    axis_name: str, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array, Array]:
+    shifted, counted = saved
+    probability = jax.nn.sigmoid(shifted)
+    # d threshold / d logit, by the implicit function theorem.
+    slope = counted[:, None] * probability * (1 - probability)
+    pushed, resisting = jax.lax.psum((gradient.sum(), slope.sum()), axis_name)
+    gradient = gradient - pushed * slope / jnp.maximum(resisting, 1e-12)
+    return gradient, jnp.zeros_like(counted), jnp.zeros(())
+
+
+meet_share.defvjp(_meet_share_forward, _meet_share_backward)
+
+
 def hard_gates(
     gate_logits: Float[Array, "B P"],
     threshold: float | Float[Array, ""] | Float[Array, "B 1"],
     top_k: int | Array,
+    min_gates: int = 0,
 ) -> Float[Array, "B P"]:
     """The plan at inference: gates among the row's `top_k` largest logits and >= `threshold`.
 
     One form holds every rule, and a program compiled for one serves all: the threshold rule is
-    top_k = P, the top-k rule is threshold = -inf, the full depth is both. Ties fall to the lower
-    layer.
+    top_k = P, the top-k rule is threshold = -inf, the full depth is both. The row's `min_gates`
+    largest logits pass any threshold. Ties fall to the lower layer.
     """
     order = jnp.argsort(-gate_logits, axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1, stable=True)
-    return ((gate_logits >= threshold) & (rank < top_k)).astype(jnp.float32)
+    passes = (gate_logits >= threshold) | (rank < min_gates)
+    return (passes & (rank < top_k)).astype(jnp.float32)
 
 
 def layer_mask_of(gates: Float[Array, "B P"], stem_layers: int) -> Float[Array, "B L"]:

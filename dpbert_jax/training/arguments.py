@@ -53,10 +53,18 @@ class TrainArguments:
     warmup_ratio: float = flag(0.1, "Share of a stage's steps with rising learning rate.")
     max_grad_norm: float = flag(1.0, "Gradient clipping, for backbone and planner apart.")
     num_train_epochs: float = flag(3.0, "Epochs of stage 1, the dense fine-tuning.")
-    num_planner_epochs: float = flag(
-        3.0, "Epochs of stage 2 (planner and backbone) and again of stage 3 (final plans)."
+    num_planner_epochs: float = flag(3.0, "Epochs of stage 2, planner and backbone together.")
+    num_final_epochs: float | None = flag(
+        None, "Epochs of stage 3, on final plans; 0: leave it out. Default: those of stage 2."
+    )
+    refit_planner: bool = flag(
+        True, "Between the two, refit the planner on held-out rows' losses under every plan."
     )
     min_budget: float = flag(0.4, "Lowest budget to train for: a share of the dense FLOPs.")
+    max_budget: float = flag(1.0, "Highest; equal to --min_budget: train for that one only.")
+    min_layers: int | None = flag(
+        None, "Layers that every input runs at least, the stem's among them. Default: a third."
+    )
     stem_layers: int = flag(1, "Layers that always run before the planner; 0: embeddings only.")
     bf16: bool = flag(False, "Compute in bfloat16; parameters and reductions stay float32.")
     save_steps: int = flag(500, "Steps between checkpoints; each stage's end is saved as well.")
@@ -74,6 +82,13 @@ class TrainArguments:
             )
         if not 0 < self.min_budget < 1:
             raise UserError(f"--min_budget is {self.min_budget}, but must lie between 0 and 1.")
+        if not self.min_budget <= self.max_budget <= 1:
+            raise UserError(
+                f"--max_budget is {self.max_budget}, but must lie between --min_budget "
+                f"({self.min_budget}) and 1."
+            )
+        if self.num_final_epochs is not None and self.num_final_epochs < 0:
+            raise UserError(f"--num_final_epochs is {self.num_final_epochs}, below 0.")
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -45,6 +45,7 @@ def run_stage(
     tracker: Tracker,
     save: Callable[[int, TrainState], None],
     is_regression: bool,
+    title: str | None = None,
 ) -> TrainState:
     """Runs the steps that the state has not done yet; every draw depends on (seed, step) only.
 
@@ -52,13 +53,14 @@ def run_stage(
         row_numbers: where the split's rows stand in the training data; [N].
         batch_size: rows of the global batch.
         save: called with (stage step, state) every `save_steps` global steps and at the end.
+        title: what the progress bar says; default: the stage's name.
 
     Raises:
         UserError: the loss or its gradient is not finite; names the step and the rows.
     """
     per_epoch = num_batches(len(split), batch_size)
     done = int(state.step)
-    bar = tqdm(total=plan.num_steps, initial=done, desc=f"{plan.name:>5}", dynamic_ncols=True)
+    bar = tqdm(total=plan.num_steps, initial=done, desc=title or plan.name, dynamic_ncols=True)
     window: list[dict[str, float]] = []
     began = time.perf_counter()
     with bar:
@@ -122,9 +124,7 @@ def _summary(window: list[dict[str, float]], is_regression: bool) -> dict[str, f
         values["score"] = (total["xy"] / rows - x * y) / math.sqrt(max(spread, 1e-12))
     else:
         values["score"] = total["correct"] / rows
-    for key in ("grad_norm", "cost_error", "penalty"):
-        if key in total:
-            values[key] = total[key] / len(window)
+    values["grad_norm"] = total["grad_norm"] / len(window)
     return values
 
 

@@ -15,28 +15,30 @@ from jaxtyping import Array, Float, Int, Key
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.model.bert import fold_rows
-from dpbert_jax.model.cost import plan_cost
+from dpbert_jax.model.cost import planner_share
 from dpbert_jax.model.dpbert import DPBert, Params
-from dpbert_jax.model.gates import hard_gates, logistic_noise, straight_through_gates
+from dpbert_jax.model.gates import (
+    hard_gates,
+    logistic_noise,
+    meet_share,
+    straight_through_gates,
+)
 
 StageName = Literal["dense", "joint", "final"]
 
 DISTILLATION_TEMPERATURE = 2.0
 DISTILLATION_SHARE = 0.5
-COST_WEIGHT = 20.0
 GATE_TEMPERATURE = (1.0, 0.5)  # at the start and the end of the joint stage
+SHARE_RANGE = (0.02, 0.98)  # gates of either kind are sampled at every budget
 BUDGET_RAMP = 0.2  # the share of the joint stage over which the lowest budget comes down from 1
 FULL_PATH_EVERY = 4  # one row in so many runs all layers: the full path stays good
 
 
 class Forward(NamedTuple):
-    """What a stage's forward pass gives to the loss, with the rows that the cost penalty counts."""
+    """What a stage's forward pass gives to the loss."""
 
     logits: Float[Array, "B C"]
     gates: Float[Array, "B P"]
-    planned: Float[Array, " B"]  # 1 where the plan was the planner's, 0 on forced full paths
-    expected_gates: Float[Array, "B P"] | None = None  # differentiable: the joint stage only
-    budget: Float[Array, ""] | None = None
 
 
 def row_losses(
@@ -66,6 +68,15 @@ def row_losses(
     return (1 - DISTILLATION_SHARE) * task + DISTILLATION_SHARE * distilled
 
 
+def share_of_gates(
+    config: DPBertConfig, budget: float | Array, sequence_length: int
+) -> Float[Array, ""]:
+    """The share of planned layers that a budget pays for, kept off 0 and 1."""
+    layers = config.bert.num_hidden_layers
+    paid = (budget - planner_share(config, sequence_length)) * layers - config.stem_layers
+    return jnp.clip(paid / config.num_gates, *SHARE_RANGE)
+
+
 def planned_rows(positions: Int[Array, " B"]) -> Float[Array, " B"]:
     """1 where a row follows the planner, 0 where it runs all layers.
 
@@ -83,8 +94,7 @@ def dense_forward(
     inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
     states = apply(*inputs, keys, method="stem")
     _, logits = apply(states, keys, method="pool")
-    rows = logits.shape[0]
-    return Forward(logits, jnp.zeros((rows, 0)), jnp.zeros(rows))
+    return Forward(logits, jnp.zeros((logits.shape[0], 0)))
 
 
 def joint_forward(
@@ -94,10 +104,11 @@ def joint_forward(
     row_keys: Key[Array, " B"],
     step_key: Key[Array, ""],
     progress: Float[Array, ""],
+    axis_name: str,
 ) -> Forward:
     """Gates sampled straight-through at one budget a step, a quarter of the rows on the full path.
 
-    The penalty's gates are their exact expectation, sigmoid(logit): the sample adds only noise.
+    The gates' probabilities meet the budget exactly on average over the batch (`meet_share`).
     """
     keys = fold_rows(row_keys, 0)
     apply: Any = partial(model.apply, {"params": params})
@@ -105,22 +116,24 @@ def joint_forward(
     inputs = (batch["input_ids"], mask, batch["token_type_ids"])
     states = apply(*inputs, keys, method="stem")
 
-    assert model.config.planner is not None
-    lowest = 1 - (1 - model.config.planner.min_budget) * jnp.minimum(progress / BUDGET_RAMP, 1)
-    budget = jax.random.uniform(step_key, minval=lowest, maxval=1.0)
+    planner = model.config.planner
+    assert planner is not None
+    lowest = 1 - (1 - planner.min_budget) * jnp.minimum(progress / BUDGET_RAMP, 1)
+    highest = jnp.maximum(lowest, planner.max_budget)
+    budget = jax.random.uniform(step_key, minval=lowest, maxval=highest)
     planned = planned_rows(batch["positions"])
     # The planner must not bend the backbone to its own ends: the backbone serves the task.
-    planner_input = jax.lax.stop_gradient(states)
-    budgets = jnp.where(planned > 0, budget, 1.0)
-    gate_logits = apply(planner_input, mask, budgets, method="plan")
+    gate_logits = apply(jax.lax.stop_gradient(states), mask, method="plan")
+    share = share_of_gates(model.config, budget, mask.shape[1])
+    shifted: Any = meet_share(gate_logits, batch["weights"] * planned, share, axis_name)
 
     first, last = GATE_TEMPERATURE
     noise = logistic_noise(fold_rows(row_keys, 1), model.config.num_gates)
-    gates = straight_through_gates(gate_logits, noise, first + (last - first) * progress)
+    gates = straight_through_gates(shifted, noise, first + (last - first) * progress)
     gates = jnp.where(planned[:, None] > 0, gates, 1.0)
     states = apply(states, mask, gates, keys, method="encode")[-1]
     _, logits = apply(states, keys, method="pool")
-    return Forward(logits, gates, planned, jax.nn.sigmoid(gate_logits), budget)
+    return Forward(logits, gates)
 
 
 def final_forward(
@@ -138,18 +151,20 @@ def final_forward(
     states = jax.lax.stop_gradient(apply(*inputs, method="stem"))
 
     assert model.config.planner is not None and model.config.calibration is not None
-    low, calibration = model.config.planner.min_budget, model.config.calibration
-    draw = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=1.0))
-    planned = planned_rows(batch["positions"]) > 0
-    budgets = jnp.where(planned, draw(fold_rows(row_keys, 1)), 1.0)
+    planner, calibration = model.config.planner, model.config.calibration
+    low, high = planner.min_budget, planner.max_budget
+    draw = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))
+    budgets = draw(fold_rows(row_keys, 1))
     grid = (jnp.array(calibration.budgets), jnp.array(calibration.thresholds))
+    planned = planned_rows(batch["positions"]) > 0
     thresholds = jnp.where(planned, jnp.interp(budgets, *grid), -jnp.inf)
-    gate_logits = apply(states, mask, budgets, method="plan")
-    gates = hard_gates(gate_logits, thresholds[:, None], model.config.num_gates)
+    gate_logits = apply(states, mask, method="plan")
+    config = model.config
+    gates = hard_gates(gate_logits, thresholds[:, None], config.num_gates, config.min_gates)
     gates = jax.lax.stop_gradient(gates)
     states = apply(states, mask, gates, keys, method="encode")[-1]
     _, logits = apply(states, keys, method="pool")
-    return Forward(logits, gates, planned.astype(jnp.float32))
+    return Forward(logits, gates)
 
 
 def stage_loss(
@@ -159,7 +174,7 @@ def stage_loss(
     batch: dict[str, Array],
     key: Key[Array, ""],
     progress: Float[Array, ""],
-    totals: dict[str, Array],
+    total: Float[Array, ""],
     axis_name: str,
 ) -> tuple[Array, dict[str, Array]]:
     """One shard's part of the loss, and sums for the log; parts and gradients add up over shards.
@@ -169,43 +184,32 @@ def stage_loss(
             row's place in the global batch (it seeds the row's noise).
         key: the same on every shard.
         progress: share of the stage's steps done.
-        totals: `weights` of the whole global batch; `planned`, the rows of this micro-batch over
-            all shards that the cost penalty counts; `share`, this micro-batch's share of the step.
+        total: `weights` of the whole global batch.
     """
     config: DPBertConfig = model.config
     row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
     if stage == "dense":
         out = dense_forward(model, params, batch, row_keys)
     elif stage == "joint":
-        out = joint_forward(model, params, batch, row_keys, key, progress)
+        out = joint_forward(model, params, batch, row_keys, key, progress, axis_name)
     else:
         out = final_forward(model, params, batch, row_keys)
 
     weights = batch["weights"]
     regression = config.bert.is_regression
     losses = row_losses(out.logits, batch["labels"], batch.get("teacher_logits"), regression)
-    loss = jnp.sum(weights * losses) / totals["weights"]
+    loss = jnp.sum(weights * losses) / total
     layers = config.stem_layers + out.gates.sum(axis=-1)
     sums = {
         "loss": loss,
         "rows": weights.sum(),
         "layers": jnp.sum(weights * layers),
-        **_score_sums(out.logits, batch["labels"], weights, regression),
+        **score_sums(out.logits, batch["labels"], weights, regression),
     }
-    if out.expected_gates is not None:
-        counted = weights * out.planned
-        cost = plan_cost(config, out.expected_gates, batch["input_ids"].shape[1])
-        local_cost = jnp.sum(counted * cost) / totals["planned"]
-        mean_cost = jax.lax.psum(jax.lax.stop_gradient(local_cost), axis_name)
-        excess = mean_cost - out.budget
-        # d(excess^2) = 2 excess d(mean cost), and d(mean cost) is a sum over shards.
-        loss = loss + totals["share"] * COST_WEIGHT * 2 * excess * local_cost
-        part = totals["share"] / jax.lax.psum(1, axis_name)
-        sums |= {"cost_error": part * jnp.abs(excess), "penalty": part * COST_WEIGHT * excess**2}
     return loss, sums
 
 
-def _score_sums(
+def score_sums(
     logits: Array, labels: Array, weights: Array, is_regression: bool
 ) -> dict[str, Array]:
     """Sums from which a running accuracy, or a running Pearson correlation, is read."""

@@ -9,54 +9,49 @@ Resuming repeats the same four lines, whatever was interrupted:
 
 import dataclasses
 import logging
-import math
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from dpbert_jax.config import DPBertConfig, PlannerConfig, read_config
 from dpbert_jax.convert import (
     load_params,
-    load_run,
     load_tokenizer,
     resolve_folder,
     save_folder,
 )
-from dpbert_jax.data import TaskData, TokenizedSplit, load_task, num_batches, tokenize
+from dpbert_jax.data import TaskData, load_task
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
-from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.evaluation.report import evaluate_run
-from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.model import DPBert, Params, init_params
 from dpbert_jax.model.cost import planner_share
 from dpbert_jax.run_folder import CHECKPOINTS, TEACHER
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.checkpoint import Checkpoints, Position
 from dpbert_jax.training.loop import StagePlan, run_stage
-from dpbert_jax.training.objective import StageName
+from dpbert_jax.training.objective import stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.output import open_output
-from dpbert_jax.training.step import TrainState, create_state, make_train_step
+from dpbert_jax.training.refit import held_out_table, refit_planner
+from dpbert_jax.training.rows import (
+    STAGES,
+    Rows,
+    compute_dtype,
+    global_batch_size,
+    plan_stages,
+    teacher_logits,
+    training_rows,
+)
+from dpbert_jax.training.step import AXIS, TrainState, create_state, make_train_step
 from dpbert_jax.training.tracker import Tracker, make_tracker
 
 logger = logging.getLogger(__name__)
 
 REPORTED_BUDGETS = (1.0, 0.75, 0.6)
-STAGES: tuple[StageName, ...] = ("dense", "joint", "final")
-
-
-class Rows(NamedTuple):
-    """The training rows: all for the dense stage, without the calibration rows afterwards."""
-
-    every: TokenizedSplit
-    kept: TokenizedSplit
-    kept_numbers: np.ndarray  # where the kept rows stand among all
-    calibration: TokenizedSplit
 
 
 def train(args: TrainArguments) -> None:
@@ -71,17 +66,14 @@ def train(args: TrainArguments) -> None:
         raise UserError("This data has no training split; train.py needs one.")
     source = resolve_folder(args.teacher or args.model_name_or_path or "")
     dense_config = _dense_config(source, task, args)
-    config = dataclasses.replace(
-        dense_config, planner=PlannerConfig(args.stem_layers, min_budget=args.min_budget)
-    )
-    _check_budget_range(config, args)
+    config = _planned_config(dense_config, args)
     # All that can be refused is looked at before the output folder is claimed.
     tokenizer = load_tokenizer(source)
     fresh = () if args.teacher else ("classifier", "bert.pooler")
     source_params = load_params(source, dense_config, fresh=fresh, seed=args.seed)
     folder = open_output(args)
-    rows = _training_rows(task, tokenizer, args)
-    plans = _plan_stages(rows, args)
+    rows = training_rows(task, tokenizer, args)
+    plans = plan_stages(rows, args)
 
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     configs = {"dense": dense_config, "joint": config, "final": config}
@@ -115,16 +107,14 @@ def train(args: TrainArguments) -> None:
             params = _train_stage(
                 plan, state, stage_config, rows, folder, tracker, checkpoints, args
             )
+            if plan.name == "joint" and args.refit_planner:
+                params = _refitted(config, params, rows, folder, args)
         final_config = _calibrated(config, params, rows, args)
         save_folder(folder, final_config, params, tokenizer)
         _report(folder, tracker, plans[-1], args)
     finally:
         checkpoints.close()
         tracker.close()
-
-
-def _dtype(args: TrainArguments) -> Any:
-    return jnp.bfloat16 if args.bf16 else jnp.float32
 
 
 def _dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertConfig:
@@ -159,43 +149,26 @@ def _dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertC
     return DPBertConfig(bert)
 
 
-def _check_budget_range(config: DPBertConfig, args: TrainArguments) -> None:
-    lowest = args.stem_layers / config.bert.num_hidden_layers + planner_share(config, 16)
+def _planned_config(dense: DPBertConfig, args: TrainArguments) -> DPBertConfig:
+    """The same with a planner, for budgets that can be had."""
+    layers = dense.bert.num_hidden_layers
+    min_layers = layers // 3 if args.min_layers is None else args.min_layers
+    planner = PlannerConfig(
+        args.stem_layers,
+        min_budget=args.min_budget,
+        max_budget=args.max_budget,
+        min_layers=min_layers,
+    )
+    config = dataclasses.replace(dense, planner=planner)
+    fixed = config.stem_layers + config.min_gates
+    lowest = fixed / layers + planner_share(config, 16)
     if args.min_budget <= lowest:
         raise UserError(
-            f"--min_budget is {args.min_budget}, but the stem ({args.stem_layers} layers) and the "
-            f"planner alone cost {lowest:.3f}: ask for more, or for a shallower stem."
+            f"--min_budget is {args.min_budget}, but the {fixed} layer(s) that every input runs "
+            f"and the planner cost {lowest:.3f}: ask for more, or for smaller --stem_layers and "
+            "--min_layers."
         )
-
-
-def _training_rows(task: TaskData, tokenizer: Any, args: TrainArguments) -> Rows:
-    """Tokenises the training split and sets rows aside for calibration."""
-    examples = task.splits["train"].head(args.max_train_samples)
-    if len(examples) < 2:
-        raise UserError(f"There are {len(examples)} training rows; at least 2 are needed.")
-    every = tokenize(examples, tokenizer, args.max_seq_length)
-    held_out = max(min(32, len(every) // 2), min(1000, len(every) // 20))
-    order = np.random.default_rng(args.seed).permutation(len(every))
-    kept, calibration = np.sort(order[held_out:]), np.sort(order[:held_out])
-    return Rows(every, every.take(kept), kept, every.take(calibration))
-
-
-def _batch_size(args: TrainArguments) -> int:
-    devices = jax.local_device_count()
-    return args.per_device_train_batch_size * devices * args.gradient_accumulation_steps
-
-
-def _plan_stages(rows: Rows, args: TrainArguments) -> list[StagePlan]:
-    plans: list[StagePlan] = []
-    for name in STAGES:
-        if name == "dense" and args.teacher:
-            continue
-        split = rows.every if name == "dense" else rows.kept
-        epochs = args.num_train_epochs if name == "dense" else args.num_planner_epochs
-        steps = math.ceil(epochs * num_batches(len(split), _batch_size(args)))
-        first = plans[-1].first_step + plans[-1].num_steps if plans else 0
-        plans.append(StagePlan(name, len(plans), first, steps))
-    return plans
+    return config
 
 
 def _optimizer(params: Params, config: DPBertConfig, plan: StagePlan, args: TrainArguments) -> Any:
@@ -228,10 +201,10 @@ def _calibrated(
     calibration = calibrate(
         config,
         params,
-        rows.calibration,
+        rows.held_out,
         batch_size=args.per_device_eval_batch_size,
         max_seq_length=args.max_seq_length,
-        dtype=_dtype(args),
+        dtype=compute_dtype(args),
     )
     return dataclasses.replace(config, calibration=calibration)
 
@@ -246,19 +219,7 @@ def _train_stage(
     checkpoints: Checkpoints,
     args: TrainArguments,
 ) -> Params:
-    split, numbers, teacher_logits = rows.every, np.arange(len(rows.every)), None
-    if plan.name != "dense":
-        split, numbers = rows.kept, rows.kept_numbers
-        _, dense_config, dense_params, _ = load_run(str(folder / TEACHER))
-        teacher_logits = predict(
-            make_executor("masked", dense_config, dense_params, _dtype(args)),
-            resolve_rule(dense_config, 1.0),
-            dense_config,
-            split,
-            batch_size=args.per_device_eval_batch_size,
-            max_seq_length=args.max_seq_length,
-            progress="teacher",
-        ).logits
+    distilled = None if plan.name == "dense" else teacher_logits(folder, rows.kept, args)
 
     def save(stage_step: int, state: TrainState) -> None:
         checkpoints.save(plan.first_step + stage_step, Position(plan.index, stage_step), state)
@@ -266,8 +227,7 @@ def _train_stage(
     # Stages draw from streams of their own.
     seed = args.seed * len(STAGES) + STAGES.index(plan.name)
     step = make_train_step(
-        plan.name,
-        DPBert(config, _dtype(args)),
+        partial(stage_loss, plan.name, DPBert(config, compute_dtype(args)), axis_name=AXIS),
         _optimizer(state.params, config, plan, args),
         num_steps=plan.num_steps,
         accumulation=args.gradient_accumulation_steps,
@@ -277,10 +237,10 @@ def _train_stage(
         plan,
         step,
         state,
-        split,
-        teacher_logits,
-        row_numbers=numbers,
-        batch_size=_batch_size(args),
+        rows.kept,
+        distilled,
+        row_numbers=rows.kept_numbers,
+        batch_size=global_batch_size(args),
         max_seq_length=args.max_seq_length,
         pad_token_id=config.bert.pad_token_id,
         seed=seed,
@@ -293,15 +253,32 @@ def _train_stage(
     return jax.device_get(state.params)
 
 
+def _refitted(
+    config: DPBertConfig, params: Params, rows: Rows, folder: Path, args: TrainArguments
+) -> Params:
+    """The parameters with a planner fitted anew, on rows that nothing was trained on."""
+    table, losses = held_out_table(
+        config,
+        params,
+        rows.held_out,
+        teacher_logits(folder, rows.held_out, args),
+        max_seq_length=args.max_seq_length,
+        seed=args.seed,
+    )
+    return {**params, "planner": refit_planner(config, table, losses, args.seed)}
+
+
 def _report(folder: Path, tracker: Tracker, last: StagePlan, args: TrainArguments) -> None:
-    """Scores the run as it was saved; `eval.py` with `cond` does it with layers skipped."""
+    """Scores the run as it was saved."""
     results = evaluate_run(
         EvalArguments(
             model_name_or_path=str(folder),
-            budget=[budget for budget in REPORTED_BUDGETS if budget >= args.min_budget],
-            executor="masked",
+            budget=[
+                budget
+                for budget in REPORTED_BUDGETS
+                if budget == 1 or args.min_budget <= budget <= args.max_budget
+            ],
             max_eval_samples=args.max_eval_samples,
-            per_device_eval_batch_size=args.per_device_eval_batch_size,
             bf16=args.bf16,
         )
     )

@@ -9,8 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dpbert_jax.model import DPBert, Params
-from dpbert_jax.training.objective import StageName, planned_rows, stage_loss
+from dpbert_jax.model import Params
 
 AXIS = "batch"
 
@@ -23,6 +22,8 @@ class TrainState(NamedTuple):
     step: Any  # int32 scalar: steps done in this stage
 
 
+# (params, batch, key, progress, total weight) -> (a shard's part of the loss, sums for the log)
+Loss = Callable[[Params, Any, Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
 Step = Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, dict[str, float]]]
 
 
@@ -31,8 +32,7 @@ def create_state(params: Params, optimizer: optax.GradientTransformation) -> Tra
 
 
 def make_train_step(
-    stage: StageName,
-    model: DPBert,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
     num_steps: int,
@@ -51,9 +51,6 @@ def make_train_step(
     that a compilation cache serves other runs; and the update, compiled once.
     """
 
-    def loss(params: Params, batch: Any, key: Any, progress: Any, totals: Any) -> Any:
-        return stage_loss(stage, model, params, batch, key, progress, totals, AXIS)
-
     def gradients(
         params: Params, shard: dict[str, jax.Array], seed: jax.Array, progress: jax.Array
     ) -> tuple[Params, dict[str, jax.Array]]:
@@ -62,13 +59,7 @@ def make_train_step(
         weights = jax.lax.psum(shard["weights"].sum(), AXIS)
 
         def micro_batch(batch: dict[str, jax.Array]) -> tuple[Params, dict[str, jax.Array]]:
-            counted = batch["weights"] * planned_rows(batch["positions"])
-            totals = {
-                "weights": weights,
-                "planned": jnp.maximum(jax.lax.psum(counted.sum(), AXIS), 1.0),
-                "share": 1 / accumulation,
-            }
-            return jax.grad(loss, has_aux=True)(params, batch, key, progress, totals)
+            return jax.grad(loss, has_aux=True)(params, batch, key, progress, weights)
 
         total = micro_batch(jax.tree.map(lambda x: x[0], shard))
         if accumulation > 1:

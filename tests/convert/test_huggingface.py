@@ -102,7 +102,7 @@ def test_pretraining_heads_are_left_out(folder, random_params):
 
 def test_every_misfit_is_named_at_once(folder):
     def edit(tensors):
-        del tensors["bert.encoder.layer.2.output.dense.bias"], tensors["planner.budget.weight"]
+        del tensors["bert.encoder.layer.2.output.dense.bias"], tensors["planner.output.weight"]
         tensors["bert.encoder.layer.4.output.dense.bias"] = np.zeros(16, np.float32)
         tensors["extra"] = np.zeros(1, np.float32)
         tensors["classifier.weight"] = np.zeros((3, 16), np.float32)
@@ -114,7 +114,7 @@ def test_every_misfit_is_named_at_once(folder):
     for part in (
         "model.safetensors does not fit config.json",
         "missing bert.encoder.layer.2.output.dense.bias",
-        "missing planner.budget.weight",
+        "missing planner.output.weight",
         "unexpected bert.encoder.layer.4.output.dense.bias",
         "unexpected extra",
         "classifier.weight has shape",

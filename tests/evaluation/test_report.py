@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
+from dpbert_jax.config import read_config
 from dpbert_jax.data import TaskData
 from dpbert_jax.data.tasks import GLUE_TASKS
 from dpbert_jax.errors import UserError
@@ -112,3 +114,19 @@ def test_json_has_null_where_a_figure_is_undefined(tmp_path):
     _write_json(path, [{"score": math.nan, "metrics": {"pearson": math.nan}, "cost": 0.5}])
     found = json.loads(path.read_text())
     assert found == {"score": None, "metrics": {"pearson": None}, "cost": 0.5}
+
+
+def test_calibration_on_another_split_is_written_to_the_run(tiny_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    before = read_config(folder).calibration
+    (result,) = evaluate(folder, budget=[0.7], calibrate="validation")
+    after = read_config(folder).calibration
+    assert after != before and after.budgets == before.budgets
+    assert result["cost"] == pytest.approx(0.7, abs=1 / 60 + 1e-6)  # one gate of one of 20 rows
+    with pytest.raises(
+        UserError, match=r"--calibrate served: this data has the splits \['validation'"
+    ):
+        evaluate(folder, calibrate="served")
+    with pytest.raises(UserError, match="no planner, and so no thresholds"):
+        evaluate(folder / "teacher", calibrate="validation")

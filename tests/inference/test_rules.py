@@ -15,6 +15,8 @@ from dpbert_jax.inference.rules import check_budget
 from dpbert_jax.model.gates import hard_gates
 
 CONFIG = DPBertConfig(TINY, PlannerConfig(stem_layers=1, min_budget=0.4))
+FLOORED = DPBertConfig(TINY, PlannerConfig(min_layers=3))
+SINGLE = DPBertConfig(TINY, PlannerConfig(min_budget=0.6, max_budget=0.6))
 GRID = Calibration((0.4, 0.5, 0.8), (1.5, 0.5, -1.0))
 steady = settings(deadline=None, derandomize=True, max_examples=100)
 
@@ -26,7 +28,9 @@ steady = settings(deadline=None, derandomize=True, max_examples=100)
         (CONFIG, -0.5, r"must lie in \(0, 1\]"),
         (CONFIG, 1.01, r"must lie in \(0, 1\]"),
         (CONFIG, float("nan"), r"must lie in \(0, 1\]"),
-        (CONFIG, 0.2, r"the stem's 1 layer\(s\), which always run, cost 0.250"),
+        (CONFIG, 0.2, r"the 1 layer\(s\) that every input runs cost 0.250"),
+        (FLOORED, 0.6, r"the 3 layer\(s\) that every input runs cost 0.750"),
+        (SINGLE, 0.5, r"trained for budgets from 0.6 to 0.6, and for 1.0"),
         (CONFIG, 0.39, r"trained for budgets from 0.4 to 1.0"),
         (DPBertConfig(TINY), 0.5, r"no planner: it can only run dense"),
     ],
@@ -88,8 +92,10 @@ def test_full_budget_runs_all_layers_whatever_the_logits(plan_rule, shift):
     assert hard_gates(LOGITS + shift, rule.threshold, rule.top_k).all()
 
 
-def test_threshold_without_calibration_is_zero_and_takes_any_number_of_layers():
-    assert resolve_rule(CONFIG, 0.5) == (0.5, 0.0, 3)
+def test_the_threshold_rule_needs_a_calibration():
+    with pytest.raises(UserError, match=r"no thresholds .*eval.py --calibrate SPLIT"):
+        resolve_rule(CONFIG, 0.5)
+    assert resolve_rule(CONFIG, 1.0).top_k == 3
 
 
 @pytest.mark.parametrize(

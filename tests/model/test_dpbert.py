@@ -88,22 +88,9 @@ def test_call_is_the_sum_of_the_stages(params, batch):
     np.testing.assert_allclose(whole, logits, atol=1e-6)
 
 
-def test_budget_enters_the_gate_logits(params, batch):
-
-    @jax.jit
-    def gate_logits(budget):
-        stage = partial(DPBert(PLANNED).apply, {"params": params})
-        states = stage(**batch, method="stem")
-        return stage(states, batch["attention_mask"], budget, method="plan")
-
-    low, high, mixed = map(gate_logits, jnp.array([[0.4] * 3, [0.9] * 3, [0.4, 0.9, 0.4]]))
-    assert np.abs(low - high).min() > 1e-3
-    np.testing.assert_allclose(mixed, jnp.stack([low[0], high[1], low[2]]), atol=1e-6)
-
-
 def test_dense_model_has_no_gates(params, batch):
     first, rest, logits = jax.jit(partial(stages, DENSE))(params, batch, jnp.ones((3, 0)))
-    empty = DPBert(DENSE).apply({}, first, batch["attention_mask"], jnp.ones(3), method="plan")
+    empty = DPBert(DENSE).apply({}, first, batch["attention_mask"], method="plan")
     assert (rest, empty.shape, logits.shape) == ([], (3, 0), (3, 2))
 
 

@@ -11,6 +11,7 @@ from dpbert_jax.model.gates import (
     hard_gates,
     layer_mask_of,
     logistic_noise,
+    meet_share,
     relaxed_gates,
     straight_through_gates,
 )
@@ -83,21 +84,57 @@ def test_noise_belongs_to_a_rows_key():
     assert len(np.unique(whole)) == 15
 
 
-def reference_hard_gates(logits, threshold, top_k):
+def met(logits, counted, share, shards=1):
+    """`meet_share` over rows that are dealt out to shards."""
+    function = jax.vmap(
+        lambda x, w: meet_share(x, w, jnp.float32(share), "batch"), axis_name="batch"
+    )
+    split = (shards, len(logits) // shards)
+    parts = function(logits.reshape(*split, -1), counted.reshape(split))
+    return parts.reshape(logits.shape)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.98])
+@pytest.mark.parametrize("shards", [1, 4])
+def test_counted_rows_meet_the_share_exactly(share, shards):
+    random = np.random.default_rng(0)
+    logits = jnp.asarray(3 * random.standard_normal((8, 5)), jnp.float32)
+    counted = jnp.array([1.0, 1, 0, 1, 1, 0, 1, 1])
+    gates = jax.nn.sigmoid(met(logits, counted, share, shards))
+    assert gates[counted > 0].mean() == pytest.approx(share, abs=1e-5)
+    moved = met(logits + 1, counted, share, shards)
+    np.testing.assert_allclose(moved, met(logits, counted, share), atol=1e-4)
+
+
+def test_gradient_of_meeting_the_share_is_that_of_finite_differences():
+    random = np.random.default_rng(1)
+    logits, weights = (jnp.asarray(random.standard_normal((4, 3)), jnp.float32) for _ in range(2))
+    counted = jnp.array([1.0, 0.0, 1.0, 1.0])
+    values = lambda x, shards: (weights * jax.nn.sigmoid(met(x, counted, 0.4, shards))).sum()  # noqa: E731
+    gradient = jax.grad(values)(logits, 2)
+    assert abs(gradient.sum()) < 1e-5  # raising all logits alike changes nothing
+    for index in np.ndindex(*logits.shape):
+        moved = [values(logits.at[index].add(step), 1) for step in (1e-2, -1e-2)]
+        assert gradient[index] == pytest.approx(float(moved[0] - moved[1]) / 2e-2, abs=1e-3)
+
+
+def reference_hard_gates(logits, threshold, top_k, min_gates):
     """The rule in words: best first, the lower layer first among equals, `top_k` at most."""
     gates = np.zeros_like(logits)
     for row, values in enumerate(logits):
         best = sorted(range(len(values)), key=lambda i: (-values[i], i))[:top_k]
-        gates[row, [i for i in best if values[i] >= threshold]] = 1
+        gates[row, [i for i in best if values[i] >= threshold or i in best[:min_gates]]] = 1
     return gates
 
 
 @pytest.mark.parametrize("threshold", [-np.inf, -1.0, 0.0, 1.0, np.inf])
 @pytest.mark.parametrize("top_k", [0, 1, 3, 5])
-def test_hard_gates_by_rank_and_threshold(threshold, top_k):
+@pytest.mark.parametrize("min_gates", [0, 2])
+def test_hard_gates_by_rank_and_threshold(threshold, top_k, min_gates):
     logits = np.random.default_rng(0).integers(-2, 3, (40, 5)).astype(np.float32)  # many ties
-    gates = hard_gates(jnp.asarray(logits), threshold, top_k)
-    np.testing.assert_array_equal(gates, reference_hard_gates(logits, threshold, top_k))
+    gates = hard_gates(jnp.asarray(logits), threshold, top_k, min_gates)
+    wanted = reference_hard_gates(logits, threshold, top_k, min_gates)
+    np.testing.assert_array_equal(gates, wanted)
 
 
 def test_ties_fall_to_the_lower_layer_and_the_threshold_is_included():

@@ -13,13 +13,12 @@ from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.model import DPBert
 from dpbert_jax.model.bert import fold_rows
-from dpbert_jax.model.cost import plan_cost
 from dpbert_jax.training.objective import (
-    COST_WEIGHT,
     final_forward,
     joint_forward,
     planned_rows,
     row_losses,
+    share_of_gates,
     stage_loss,
 )
 
@@ -96,35 +95,43 @@ def test_regression_by_hand(logits):
     np.testing.assert_allclose(found, (task + (student - teacher)[:, 0] ** 2) / 2, rtol=1e-5)
 
 
-def test_joint_gradient_is_that_of_the_formula_on_the_whole_batch(params, batch):
-    """task + COST_WEIGHT (mean cost - budget)^2, though the batch is split over four shards."""
-    model, progress, shards = DPBert(CONFIG), jnp.float32(0.5), 4
+def sharded(function, batch, shards):
+    """Maps over shards of the batch as pmap does, and adds up what they give."""
+    split = {k: v.reshape(shards, ROWS // shards, *v.shape[1:]) for k, v in batch.items()}
+    found = jax.jit(jax.vmap(function, axis_name="batch"))(split)
+    return jax.tree.map(lambda x: x.sum(axis=0), found)
 
-    def formula(params):
-        out = joint_forward(model, params, batch, row_keys(), KEY, progress)
-        losses = row_losses(out.logits, batch["labels"], batch["teacher_logits"], False)
-        weights = batch["weights"]
-        cost = plan_cost(CONFIG, out.expected_gates, batch["input_ids"].shape[1])
-        counted = weights * planned_rows(batch["positions"])
-        mean_cost = (counted * cost).sum() / counted.sum()
-        task = (weights * losses).sum() / weights.sum()
-        return task + COST_WEIGHT * (mean_cost - out.budget) ** 2
 
-    counted = batch["weights"] * np.asarray(planned_rows(batch["positions"]))
-    totals = {"weights": batch["weights"].sum(), "planned": counted.sum(), "share": 1.0}
-    totals = jax.tree.map(jnp.float32, totals)
+def test_joint_gradient_does_not_depend_on_the_shards(params, batch):
+    """The threshold that meets the budget is one for all of them, and so is its derivative."""
+    loss = partial(stage_loss, "joint", DPBert(CONFIG), axis_name="batch")
 
-    def sharded(params, shard):
-        loss = partial(stage_loss, "joint", model)
-        return jax.grad(loss, has_aux=True)(params, shard, KEY, progress, totals, "batch")
+    def gradient(shard):
+        total = batch["weights"].sum()
+        return jax.grad(loss, has_aux=True)(params, shard, KEY, jnp.float32(0.5), total)
 
-    shard = {k: v.reshape(shards, ROWS // shards, *v.shape[1:]) for k, v in batch.items()}
-    mapped = jax.jit(jax.vmap(sharded, in_axes=(None, 0), axis_name="batch"))
-    total, sums = jax.tree.map(lambda x: x.sum(axis=0), mapped(params, shard))
-    value, wanted = jax.jit(jax.value_and_grad(formula))(params)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), total, wanted)
-    assert sums["loss"] + sums["penalty"] == pytest.approx(float(value), rel=1e-5)
-    assert any((leaf != 0).any() for leaf in jax.tree.leaves(total["planner"]))
+    (one, sums), (four, parts) = (sharded(gradient, batch, shards) for shards in (1, 4))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), four, one)
+    assert parts["loss"] == pytest.approx(float(sums["loss"]), rel=1e-5)
+    assert any((leaf != 0).any() for leaf in jax.tree.leaves(four["planner"]))
+
+
+def test_joint_gates_cost_the_budget_on_average(params, batch):
+    """Many draws of one step's gates: their mean is the share that the step's budget pays for."""
+    progress, lowest = jnp.float32(0.5), CONFIG.planner.min_budget
+
+    @jax.jit
+    def gates(draw):
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, draw))(row_keys())
+        forward = partial(joint_forward, DPBert(CONFIG), params, axis_name="batch")
+        mapped = jax.vmap(lambda b: forward(b, keys, KEY, progress), axis_name="batch")
+        return mapped(jax.tree.map(lambda x: x[None], batch)).gates[0]
+
+    counted = (batch["weights"] * planned_rows(batch["positions"])) > 0
+    mean = np.mean([gates(draw)[counted] for draw in range(300)])
+    budget = jax.random.uniform(KEY, minval=lowest, maxval=1.0)
+    wanted = share_of_gates(CONFIG, budget, batch["input_ids"].shape[1])
+    assert mean == pytest.approx(float(wanted), abs=0.03)
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +142,16 @@ def shy_params(params):
 
 
 def forward(stage, params, batch):
-    args = (DPBert(CONFIG), params, batch, row_keys())
-    if stage == "joint":
-        return joint_forward(*args, KEY, jnp.float32(0.5))
-    return final_forward(*args)
+    """One shard holds all rows."""
+
+    def run(batch):
+        args = (DPBert(CONFIG), params, batch, row_keys())
+        if stage == "joint":
+            return joint_forward(*args, KEY, jnp.float32(0.5), "batch")
+        return final_forward(*args)
+
+    mapped = jax.vmap(run, axis_name="batch")(jax.tree.map(lambda x: x[None], batch))
+    return jax.tree.map(lambda x: x[0], mapped)
 
 
 @pytest.mark.parametrize("stage", ["joint", "final"])
@@ -146,8 +159,7 @@ def test_every_fourth_row_runs_all_layers(stage, shy_params, batch):
     out = jax.jit(partial(forward, stage))(shy_params, batch)
     full = np.arange(ROWS) % 4 == 0
     np.testing.assert_array_equal(out.gates[full], 1)
-    assert (np.asarray(out.gates[~full]) == 0).mean() > 0.8
-    np.testing.assert_array_equal(out.planned, ~full)
+    assert (np.asarray(out.gates[~full]) == 0).any()
 
 
 def test_final_plans_are_those_of_inference(params, batch):
@@ -155,7 +167,7 @@ def test_final_plans_are_those_of_inference(params, batch):
     out = jax.jit(partial(forward, "final"))(params, batch)
     low = CONFIG.planner.min_budget
     draw = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=1.0))
-    budgets = np.where(out.planned, draw(fold_rows(row_keys(), 1)), 1.0)
+    budgets = np.where(np.arange(ROWS) % 4, draw(fold_rows(row_keys(), 1)), 1.0)
     execute = make_executor("masked", CONFIG, params)
     names = ("input_ids", "attention_mask", "token_type_ids")
     for row, budget in enumerate(budgets):

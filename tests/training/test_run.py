@@ -40,8 +40,8 @@ def metrics(folder):
 def wrap_steps(monkeypatch, change):
     """Has `change(stage, steps done, state, sums)` see every step; it may raise."""
 
-    def make(stage, *args, **kwargs):
-        step = make_train_step(stage, *args, **kwargs)
+    def make(loss, *args, **kwargs):
+        step, stage = make_train_step(loss, *args, **kwargs), loss.args[0]
 
         def wrapped(state, batch):
             state, sums = step(state, batch)

@@ -1,7 +1,7 @@
 """The step: one device or four, one micro-batch or two, once or again: the same numbers."""
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -9,8 +9,9 @@ import pytest
 
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.model import DPBert, init_params
+from dpbert_jax.training.objective import stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
-from dpbert_jax.training.step import create_state, make_train_step
+from dpbert_jax.training.step import AXIS, create_state, make_train_step
 
 ROWS, STEPS = 8, 3
 DENSE = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=2))
@@ -35,8 +36,7 @@ def step_and_start(stage, devices, accumulation):
         max_grad_norm=1.0,
     )
     step = make_train_step(
-        stage,
-        DPBert(config),
+        partial(stage_loss, stage, DPBert(config), axis_name=AXIS),
         optimizer,
         num_steps=STEPS,
         accumulation=accumulation,

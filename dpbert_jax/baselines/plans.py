@@ -1,0 +1,79 @@
+"""Plans that do not look at the input: controls that run on a run's own weights.
+
+HashEE (Sun et al., ACL Findings 2022) found that routing without a look at the input can beat
+learned predictors of difficulty. So a learned plan means something only beside these.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dpbert_jax.config import DPBertConfig
+
+
+def random_plans(config: DPBertConfig, rows: int, mean_layers: float, seed: int) -> np.ndarray:
+    """Layers drawn at random: every row runs one of the two depths around `mean_layers`; [N, L]."""
+    random = np.random.default_rng(seed)
+    depth = _exact_mix(mean_layers - config.stem_layers, rows, random)
+    rank = random.random((rows, config.num_gates)).argsort(axis=1).argsort(axis=1)
+    return _with_stem(config, rank < depth[:, None])
+
+
+def shuffled_plans(layer_mask: np.ndarray, seed: int) -> np.ndarray:
+    """The very same plans, each given to another row; [N, L]."""
+    return np.random.default_rng(seed).permutation(layer_mask)
+
+
+class Mix(NamedTuple):
+    """Two plans and how often the second is taken."""
+
+    cheap: np.ndarray  # gates [P]
+    dear: np.ndarray
+    share: float
+
+
+def best_mix(plans: np.ndarray, mean_losses: np.ndarray, mean_gates: float) -> Mix:
+    """The mix of two plans with the least mean loss among those that run `mean_gates` on average.
+
+    No mix of more plans is better: the least loss at a mean cost lies on the lower convex hull.
+
+    Args:
+        plans: gates [K, P].
+        mean_losses: over held-out rows, [K].
+    """
+    gates = plans.sum(axis=1)
+    best, least = None, np.inf
+    for cheap in np.flatnonzero(gates <= mean_gates):
+        for dear in np.flatnonzero(gates >= mean_gates):
+            span = gates[dear] - gates[cheap]
+            share = (mean_gates - gates[cheap]) / span if span else 0.0
+            loss = (1 - share) * mean_losses[cheap] + share * mean_losses[dear]
+            if loss < least:
+                best, least = Mix(plans[cheap], plans[dear], float(share)), loss
+    if best is None:
+        raise ValueError(f"no two plans run {mean_gates} gates on average")
+    return best
+
+
+def mixed_plans(config: DPBertConfig, mix: Mix, rows: int, seed: int) -> np.ndarray:
+    """The mix's plans dealt out to rows at random; [N, L]."""
+    dear = _exact_mix(mix.share, rows, np.random.default_rng(seed))
+    return _with_stem(config, np.where(dear[:, None] > 0, mix.dear, mix.cheap))
+
+
+def best_static_plan(plans: np.ndarray, mean_losses: np.ndarray, gates: int) -> np.ndarray:
+    """The plan of so many planned layers with the least mean loss; [P]."""
+    among = np.flatnonzero(plans.sum(axis=1) == gates)
+    return plans[among[mean_losses[among].argmin()]]
+
+
+def _exact_mix(mean: float, rows: int, random: np.random.Generator) -> np.ndarray:
+    """Whole numbers in random order: the two around `mean`, as many of each as meet it; [N]."""
+    low = int(np.floor(mean + 1e-9))
+    above = round((mean - low) * rows)
+    return random.permutation(np.repeat([low, low + 1], [rows - above, above]))
+
+
+def _with_stem(config: DPBertConfig, gates: np.ndarray) -> np.ndarray:
+    stem = np.ones((len(gates), config.stem_layers))
+    return np.concatenate([stem, gates], axis=1).astype(np.int8)

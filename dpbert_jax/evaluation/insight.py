@@ -1,0 +1,122 @@
+"""Insight: what the plans depend on, and which layers run for inputs of which difficulty."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from scipy.special import log_softmax
+from sklearn.metrics import mutual_info_score
+
+matplotlib.use("agg")  # files only: works without a display
+
+from matplotlib import pyplot as plt
+
+from dpbert_jax.config import BertConfig
+from dpbert_jax.data import TokenizedSplit
+
+BINS = 5
+PERMUTATIONS = 20
+
+
+def difficulty(split: TokenizedSplit, dense_logits: np.ndarray, bert: BertConfig) -> np.ndarray:
+    """How hard the dense model found each row; [N].
+
+    Classes: one less its confidence, the probability of the class that it predicts. Regression: its
+    absolute error, for which the rows need labels.
+    """
+    if bert.is_regression:
+        assert split.labels is not None
+        return np.abs(dense_logits[:, 0] - split.labels)
+    return 1 - np.exp(log_softmax(dense_logits, axis=1).max(axis=1))
+
+
+def insight(
+    layer_mask: np.ndarray, split: TokenizedSplit, dense_logits: np.ndarray, bert: BertConfig
+) -> dict[str, Any]:
+    """Layer frequencies, the number of plans, and their mutual information with what inputs are.
+
+    In bits; numbers are cut into five bins of equal size first. A few rows share information with
+    anything by chance: `chance` is the mean over random permutations of the plans.
+
+    Args:
+        layer_mask: plans [N, L].
+    """
+    _, plans = np.unique(layer_mask, axis=0, return_inverse=True)
+    plans = plans.reshape(-1)
+    properties = {
+        "length": _bins(split.lengths),
+        "dense_error" if bert.is_regression else "dense_uncertainty": _bins(
+            difficulty(split, dense_logits, bert)
+        ),
+    }
+    if split.labels is not None:
+        properties["label"] = _bins(split.labels) if bert.is_regression else split.labels
+    random = np.random.default_rng(0)
+    shuffled = [random.permutation(plans) for _ in range(PERMUTATIONS)]
+    return {
+        "layer_frequency": layer_mask.mean(axis=0).round(6).tolist(),
+        "distinct_plans": int(plans.max()) + 1,
+        "plan_entropy_bits": _bits(plans, plans),
+        "mutual_information_bits": {
+            name: {
+                "plans": _bits(plans, values),
+                "chance": float(np.mean([_bits(other, values) for other in shuffled])),
+            }
+            for name, values in properties.items()
+        },
+    }
+
+
+def _bits(one: np.ndarray, other: np.ndarray) -> float:
+    return float(mutual_info_score(one, other) / np.log(2))
+
+
+def _bins(values: np.ndarray) -> np.ndarray:
+    """The number of each value's bin; equal values fall into one."""
+    edges = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1])
+    return np.searchsorted(edges, values, side="right")
+
+
+def plot_layers_by_difficulty(
+    path: Path,
+    plans: dict[float, np.ndarray],
+    split: TokenizedSplit,
+    dense_logits: np.ndarray,
+    bert: BertConfig,
+    title: str,
+) -> None:
+    """A panel for each budget: how often each layer runs, by fifths of difficulty.
+
+    Args:
+        plans: layer_mask [N, L] by budget.
+    """
+    hard = difficulty(split, dense_logits, bert)
+    order = np.argsort(hard, kind="stable")
+    fifths = np.array_split(order, min(BINS, len(order)))
+    figure, panels = plt.subplots(
+        1,
+        len(plans),
+        figsize=(2.4 * len(plans) + 1.4, 3.6),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
+    image = None
+    for axes, (budget, layer_mask) in zip(panels[0], plans.items(), strict=True):
+        shares = np.array([layer_mask[rows].mean(axis=0) for rows in fifths])  # [fifths, L]
+        image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(shares.shape[1]))
+        axes.set_xlabel("layer")
+        depths = [layer_mask[rows].sum(axis=1).mean() for rows in fifths]
+        spread = f"{depths[0]:.2f} to {depths[-1]:.2f} layers"
+        axes.set_title(f"budget {budget:g}\n{spread}", fontsize=10)
+    panels[0, 0].set_yticks(range(len(fifths)))
+    panels[0, 0].set_yticklabels([f"{i + 1}" for i in range(len(fifths))])
+    meaning = "error" if bert.is_regression else "uncertainty"
+    panels[0, 0].set_ylabel(f"fifth by the dense model's {meaning}\n(1: easiest)")
+    if image is not None:
+        figure.colorbar(image, ax=panels[0], label="share of inputs that run the layer")
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)

@@ -1,0 +1,70 @@
+"""The refit planner: its loss by enumeration, and a rule that it has to find."""
+
+import dataclasses
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.evaluation.plan_table import PlanTable, all_plans
+from dpbert_jax.training.refit import expected_loss, judge, refit_planner
+
+CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=4), PlannerConfig())
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_expected_loss_is_that_of_independent_gates_at_the_share(share):
+    random = np.random.default_rng(0)
+    logits = random.standard_normal((6, 3)).astype(np.float32)
+    plans, losses = all_plans(CONFIG), random.random((6, 8)).astype(np.float32)
+    found = expected_loss(*map(jnp.asarray, (logits, plans, losses)), jnp.float32(share))
+    thresholds = np.linspace(-8, 8, 200_001)
+    mean = [(1 / (1 + np.exp(t - logits))).mean() for t in thresholds[::100]]
+    threshold = np.interp(-share, -np.array(mean), thresholds[::100])
+    gates = 1 / (1 + np.exp(threshold - logits))
+    wanted = 0.0
+    for plan in product((0, 1), repeat=3):
+        number = (plans == plan).all(axis=1).argmax()
+        wanted += np.where(plan, gates, 1 - gates).prod(axis=1) @ losses[:, number] / 6
+    assert float(found) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_its_gradient_is_that_of_finite_differences():
+    random = np.random.default_rng(1)
+    logits = jnp.asarray(random.standard_normal((4, 3)), jnp.float32)
+    plans = jnp.asarray(all_plans(CONFIG)[1:])  # a bank
+    losses = jnp.asarray(random.random((4, 7)), jnp.float32)
+    value = jax.jit(lambda x: expected_loss(x, plans, losses, jnp.float32(0.5)))
+    gradient = jax.grad(value)(logits)
+    for index in np.ndindex(4, 3):
+        moved = [float(value(logits.at[index].add(step))) for step in (2e-2, -2e-2)]
+        assert float(gradient[index]) == pytest.approx((moved[0] - moved[1]) / 4e-2, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def two_kinds():
+    """Rows whose first feature tells whether they need planned layer 0 or planned layer 2."""
+    random = np.random.default_rng(0)
+    kind = random.integers(0, 2, 400)
+    features = random.standard_normal((400, 2 * TINY.hidden_size + 1)).astype(np.float32)
+    features[:, 0] = 30.0 + 3 * (2 * kind - 1)  # far from the origin
+    plans = all_plans(CONFIG)
+    served = np.where(kind[:, None] > 0, plans[None, :, 2], plans[None, :, 0])
+    return kind, PlanTable(plans, np.zeros((400, 8, 2)), features), (1 - served).astype(np.float32)
+
+
+def test_it_finds_which_rows_need_which_layer(two_kinds):
+    kind, table, losses = two_kinds
+    planner = refit_planner(CONFIG, table, losses, seed=0)
+    logits = np.asarray(judge(CONFIG, planner, jnp.asarray(table.features)))
+    chosen = logits.argmax(axis=1)
+    assert (chosen == np.where(kind > 0, 2, 0)).mean() > 0.95
+
+
+def test_the_same_seed_gives_the_same_planner(two_kinds):
+    _, table, losses = two_kinds
+    one, other = (refit_planner(CONFIG, table, losses, seed=3) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
