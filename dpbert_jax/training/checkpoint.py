@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +29,12 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         # Synchronous saves: the state's buffers are donated to the next step.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+        # What a killed run left half written. Orbax's own option does this in a thread that may
+        # outlive the manager, and then takes the next one's first checkpoint for such a leftover.
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if ocp.utils.is_tmp_checkpoint(path):
+                shutil.rmtree(path)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, global_step: int, position: Position, state: Any) -> None:

@@ -110,6 +110,14 @@ def test_round_trip(tmp_path):
     assert_restores(tmp_path, 12)
 
 
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    save(tmp_path, 12)
+    left = tmp_path / "13.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    assert_restores(tmp_path, 12)
+    assert not left.exists()
+
+
 def test_the_newest_are_kept(tmp_path):
     save(tmp_path, *range(11, 16))
     kept = sorted(path.name for path in tmp_path.iterdir())
