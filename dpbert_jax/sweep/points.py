@@ -110,6 +110,8 @@ def plan_controls(
     losses = mean_plan_losses(run) if args.wanted("mix") else None
     points = []
     for budget, made in planned.items():
+        if made.layer_mask.all():
+            continue  # every layer runs for every input: there is nothing to control
         depth = float(made.layer_mask.sum(axis=1).mean())
         makers: dict[str, Callable[[int], np.ndarray]] = {}
         if args.wanted("random"):

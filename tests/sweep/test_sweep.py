@@ -48,8 +48,10 @@ def of(report, variant):
 
 def test_every_variant_has_its_points(swept):
     report, _ = swept
-    for variant in ("threshold", "top_k", "random", "shuffled", "mix", "deebert", "pabee"):
+    for variant in ("threshold", "top_k", "deebert", "pabee"):
         assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85, 1.0]
+    for variant in ("random", "shuffled", "mix"):
+        assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85]
     assert [point["mean_layers"] for point in of(report, "static")] == [2.0]
 
 
@@ -62,7 +64,8 @@ def test_a_larger_budget_never_costs_less(swept, variant):
 
 @pytest.mark.parametrize("variant", ["random", "shuffled", "mix"])
 def test_controls_cost_what_the_planned_point_costs(swept, variant):
-    for point, planned in zip(of(swept[0], variant), of(swept[0], "threshold"), strict=True):
+    planned_points = of(swept[0], "threshold")[:-1]
+    for point, planned in zip(of(swept[0], variant), planned_points, strict=True):
         assert point["mean_layers"] == pytest.approx(planned["mean_layers"], abs=0.06)
 
 
@@ -84,7 +87,7 @@ def test_files(swept):
 
 
 def test_a_control_that_was_not_trained_is_refused_by_name_and_left_out_of_all(tiny_run, tmp_path):
-    flags = {"run_dir": str(tiny_run), "budgets": "1.0", "repeats": 0, "draws": 1}
+    flags = {"run_dir": str(tiny_run), "budgets": "0.7", "repeats": 0, "draws": 1}
     with pytest.raises(UserError, match=r"--controls pabee: .*python -m dpbert_jax.baselines"):
         sweep(SweepArguments(output_dir=str(tmp_path), controls="pabee", **flags))
     report = sweep(SweepArguments(output_dir=str(tmp_path), plan_rules="threshold", **flags))

@@ -152,6 +152,7 @@ def test_a_teacher_takes_the_place_of_the_first_stage(tiny_run, run_flags, tmp_p
     phases = [line["phase"] for line in metrics(tmp_path) if "loss" in line]
     assert phases == ["joint"] * 4 + ["final"] * 4
     assert weights(tmp_path / "teacher") == weights(tiny_run / "teacher")
+    assert weights(tmp_path) == weights(tiny_run)  # as if one run had done both
 
 
 def test_a_run_is_no_teacher(tiny_run, run_flags, tmp_path):
