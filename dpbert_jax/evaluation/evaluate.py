@@ -21,7 +21,7 @@ class Predictions:
     logits: np.ndarray  # [N, C]
     layer_mask: np.ndarray  # [N, L]
     cost: np.ndarray  # [N], share of the dense FLOPs, planner included
-    seconds: float  # compilation and warm-up apart
+    seconds: float  # compilation and warm-up apart, where there was a warm-up
 
 
 def predict(
@@ -33,6 +33,7 @@ def predict(
     batch_size: int,
     max_seq_length: int,
     layer_mask: np.ndarray | None = None,
+    warm_up: bool = True,
     progress: str | None = None,
 ) -> Predictions:
     """Runs an executor over a split: in length-bucketed batches, and `packed` in whole chunks.
@@ -43,6 +44,7 @@ def predict(
     Args:
         batch_size: rows of a batch, at most those of a chunk.
         layer_mask: plans [N, L] to run in place of the planner's.
+        warm_up: whether to run a batch of every shape first, so that `seconds` has no compilation.
         progress: what to call this on the progress bar; None shows none.
     """
 
@@ -51,7 +53,7 @@ def predict(
         return make(split, batch_size, max_seq_length, pad_token_id=config.bert.pad_token_id)
 
     warm = set()
-    for batch in make_batches():  # compile every shape before the clock starts
+    for batch in make_batches() if warm_up else ():
         if batch["input_ids"].shape not in warm:
             warm.add(batch["input_ids"].shape)
             np.asarray(execute(batch, rule).logits)

@@ -72,6 +72,7 @@ def run_split(
     execute: Executor,
     rule: Rule,
     layer_mask: np.ndarray | None = None,
+    warm_up: bool = False,
 ) -> Predictions:
     """Whole chunks at once, as `packed` likes it."""
     return predict(
@@ -82,6 +83,7 @@ def run_split(
         batch_size=WHOLE_DATASET,
         max_seq_length=run.args.max_seq_length,
         layer_mask=layer_mask,
+        warm_up=warm_up,
     )
 
 

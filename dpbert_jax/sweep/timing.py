@@ -53,11 +53,11 @@ def time_points(args: SweepArguments, judge: Judge, points: list[Point]) -> None
     skipping = make_executor("packed", run.config, run.params)
     seconds: dict[int, list[float]] = {number: [] for number in (-1, *range(len(planned)))}
     for _ in range(args.repeats):
-        made = run_split(run, judge.split, dense, full)
+        made = run_split(run, judge.split, dense, full, warm_up=True)
         seconds[-1].append(made.seconds)
         for number, point in enumerate(planned):
             rule = resolve_rule(run.config, point["budget"], point["variant"])
-            made = run_split(run, judge.split, skipping, rule)
+            made = run_split(run, judge.split, skipping, rule, warm_up=True)
             seconds[number].append(made.seconds)
     for number, point in enumerate(planned):
         point["samples_per_second"] = len(judge.split) / float(np.median(seconds[number]))
