@@ -18,7 +18,6 @@ from dpbert_jax.model import Params
 from dpbert_jax.run_folder import TEACHER, read_train_config
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import StagePlan, run_stage
-from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.refit import held_out_table
 from dpbert_jax.training.rows import (
     Rows,
@@ -27,6 +26,7 @@ from dpbert_jax.training.rows import (
     teacher_logits,
     training_rows,
 )
+from dpbert_jax.training.run import stage_optimizer
 from dpbert_jax.training.step import Loss, create_state, make_train_step
 from dpbert_jax.training.tracker import Trackers
 
@@ -98,17 +98,7 @@ def fit(
     """Trains parameters by a loss on the run's rows; `distilled` are the teacher's logits."""
     args = run.args
     plan = StagePlan("dense", 0, 0, run.steps)
-    optimizer = make_optimizer(
-        params,
-        config,
-        "dense",
-        num_steps=plan.num_steps,
-        learning_rate=args.learning_rate,
-        planner_learning_rate=args.planner_learning_rate,
-        weight_decay=args.weight_decay,
-        warmup_ratio=args.warmup_ratio,
-        max_grad_norm=args.max_grad_norm,
-    )
+    optimizer = stage_optimizer(params, config, plan, args)
     step = make_train_step(
         loss,
         optimizer,

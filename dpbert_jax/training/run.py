@@ -102,7 +102,7 @@ def train(args: TrainArguments) -> None:
                     # The dense model is done: it stays as the teacher, and gets a planner.
                     save_folder(folder / TEACHER, dense_config, params, tokenizer)
                     params = {**params, "planner": init_params(config, args.seed)["planner"]}
-                state = create_state(params, _optimizer(params, stage_config, plan, args))
+                state = create_state(params, stage_optimizer(params, stage_config, plan, args))
             assert state is not None
             params = _train_stage(
                 plan, state, stage_config, rows, folder, tracker, checkpoints, args
@@ -171,7 +171,10 @@ def _planned_config(dense: DPBertConfig, args: TrainArguments) -> DPBertConfig:
     return config
 
 
-def _optimizer(params: Params, config: DPBertConfig, plan: StagePlan, args: TrainArguments) -> Any:
+def stage_optimizer(
+    params: Params, config: DPBertConfig, plan: StagePlan, args: TrainArguments
+) -> Any:
+    """The optimizer of a stage, as the flags have it."""
     return make_optimizer(
         params,
         config,
@@ -190,7 +193,7 @@ def _abstract_state(plan: StagePlan, config: DPBertConfig, args: TrainArguments)
 
     def make() -> TrainState:
         params = init_params(config, args.seed)
-        return create_state(params, _optimizer(params, config, plan, args))
+        return create_state(params, stage_optimizer(params, config, plan, args))
 
     return jax.eval_shape(make)
 
@@ -228,7 +231,7 @@ def _train_stage(
     seed = args.seed * len(STAGES) + STAGES.index(plan.name)
     step = make_train_step(
         partial(stage_loss, plan.name, DPBert(config, compute_dtype(args)), axis_name=AXIS),
-        _optimizer(state.params, config, plan, args),
+        stage_optimizer(state.params, config, plan, args),
         num_steps=plan.num_steps,
         accumulation=args.gradient_accumulation_steps,
         seed=seed,
