@@ -7,6 +7,7 @@ from typing import Any
 from dpbert_jax.errors import UserError
 
 TEACHER = "teacher"  # the dense model of stage 1, a plain Hugging Face BERT folder
+BASELINES = "baselines"  # what `python -m dpbert_jax.baselines` trained for the run
 TRAIN_CONFIG = "train_config.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"

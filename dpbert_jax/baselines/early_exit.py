@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from safetensors.numpy import load_file, save_file
 
-from dpbert_jax.baselines.fit import BASELINES, Run, fit
+from dpbert_jax.baselines.fit import Run, fit
 from dpbert_jax.config import BertConfig, DPBertConfig
 from dpbert_jax.data import TokenizedSplit, batches
 from dpbert_jax.model import Params
@@ -36,6 +36,7 @@ from dpbert_jax.model.bert import (
     fold_rows,
 )
 from dpbert_jax.model.cost import layer_flops
+from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.training.objective import row_losses, score_sums
 from dpbert_jax.training.rows import compute_dtype
 

@@ -30,8 +30,6 @@ from dpbert_jax.training.run import stage_optimizer
 from dpbert_jax.training.step import Loss, create_state, make_train_step
 from dpbert_jax.training.tracker import Trackers
 
-BASELINES = "baselines"  # folder inside a run
-
 
 class Run(NamedTuple):
     """A finished run, with all that it was made from."""
@@ -69,6 +67,8 @@ def open_run(folder: str) -> Run:
         train_file=args.train_file,
         validation_file=args.validation_file,
     )
+    if "train" not in task.splits:
+        raise UserError(f"{folder}: its data has no training split any more; put it back.")
     rows = training_rows(task, tokenizer, args)
     _, teacher_config, teacher_params, _ = load_run(str(path / TEACHER))
     return Run(path, config, params, tokenizer, args, task, rows, teacher_config, teacher_params)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dpbert_jax.baselines.fit import BASELINES, Run, fit
+from dpbert_jax.baselines.fit import Run, fit
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.convert import save_folder
 from dpbert_jax.model import DPBert, Params
+from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.training.objective import stage_loss
 from dpbert_jax.training.rows import compute_dtype, teacher_logits
 from dpbert_jax.training.step import AXIS

@@ -15,10 +15,10 @@ from dpbert_jax.convert.huggingface import PACKAGED
 from dpbert_jax.data import TokenizedSplit, batches, chunks, load_task, tokenize
 from dpbert_jax.inference import Executor, make_executor
 from dpbert_jax.inference.executors import INPUTS
+from dpbert_jax.inference.packed import CHUNK_ROWS
 
 Row = dict[str, Any]
 MAX_SEQ_LENGTH = 128
-WHOLE_DATASET = 512
 
 
 def measure_throughput(
@@ -44,7 +44,7 @@ def measure_throughput(
         for name, execute in executors.items():
             if name == "packed" and batch_size != max(args.numbers("batch_sizes")):
                 continue
-            size = WHOLE_DATASET if name == "packed" else batch_size
+            size = CHUNK_ROWS if name == "packed" else batch_size
             made = chunks if name == "packed" else batches
             passes = list(made(split, size, MAX_SEQ_LENGTH))
             for keep in [subject.layers] if name == "masked" else subject.keeps:

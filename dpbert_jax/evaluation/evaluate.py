@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskSpec, TokenizedSplit, batches, chunks
-from dpbert_jax.evaluation.metrics import compute_metrics, score
+from dpbert_jax.evaluation.metrics import compute_metrics, score, share_kept
 from dpbert_jax.inference import Executor, Rule
 from dpbert_jax.model.cost import plan_cost
 
@@ -90,12 +90,11 @@ def summarise(
     metrics.
     """
     metrics = compute_metrics(spec.metrics, predictions.logits, labels, spec.is_regression)
-    dense_score = score(dense_metrics)
     return {
         "metrics": metrics,
         "dense_metrics": dense_metrics,
         "score": score(metrics),
-        "score_kept": score(metrics) / dense_score if dense_score else float("nan"),
+        "score_kept": share_kept(score(metrics), score(dense_metrics)),
         "mean_layers": float(predictions.layer_mask.sum(axis=1).mean()),
         "num_layers": predictions.layer_mask.shape[1],
         "cost": float(predictions.cost.mean()),

@@ -1,16 +1,10 @@
-"""Insight: what the plans depend on, and which layers run for inputs of which difficulty."""
+"""Insight: what the plans depend on."""
 
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from scipy.special import log_softmax
 from sklearn.metrics import mutual_info_score
-
-matplotlib.use("agg")  # files only: works without a display
-
-from matplotlib import pyplot as plt
 
 from dpbert_jax.config import BertConfig
 from dpbert_jax.data import TokenizedSplit
@@ -76,47 +70,3 @@ def _bins(values: np.ndarray) -> np.ndarray:
     """The number of each value's bin; equal values fall into one."""
     edges = np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1])
     return np.searchsorted(edges, values, side="right")
-
-
-def plot_layers_by_difficulty(
-    path: Path,
-    plans: dict[float, np.ndarray],
-    split: TokenizedSplit,
-    dense_logits: np.ndarray,
-    bert: BertConfig,
-    title: str,
-) -> None:
-    """A panel for each budget: how often each layer runs, by fifths of difficulty.
-
-    Args:
-        plans: layer_mask [N, L] by budget.
-    """
-    hard = difficulty(split, dense_logits, bert)
-    order = np.argsort(hard, kind="stable")
-    fifths = np.array_split(order, min(BINS, len(order)))
-    figure, panels = plt.subplots(
-        1,
-        len(plans),
-        figsize=(2.4 * len(plans) + 1.4, 3.6),
-        sharey=True,
-        layout="constrained",
-        squeeze=False,
-    )
-    image = None
-    for axes, (budget, layer_mask) in zip(panels[0], plans.items(), strict=True):
-        shares = np.array([layer_mask[rows].mean(axis=0) for rows in fifths])  # [fifths, L]
-        image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(shares.shape[1]))
-        axes.set_xlabel("layer")
-        depths = [layer_mask[rows].sum(axis=1).mean() for rows in fifths]
-        spread = f"{depths[0]:.2f} to {depths[-1]:.2f} layers"
-        axes.set_title(f"budget {budget:g}\n{spread}", fontsize=10)
-    panels[0, 0].set_yticks(range(len(fifths)))
-    panels[0, 0].set_yticklabels([f"{i + 1}" for i in range(len(fifths))])
-    meaning = "error" if bert.is_regression else "uncertainty"
-    panels[0, 0].set_ylabel(f"fifth by the dense model's {meaning}\n(1: easiest)")
-    if image is not None:
-        figure.colorbar(image, ax=panels[0], label="share of inputs that run the layer")
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)

@@ -46,3 +46,8 @@ def compute_metrics(
 def score(metrics: dict[str, float]) -> float:
     """One number for a task: the mean of its metrics, as on the GLUE leaderboard."""
     return math.fsum(metrics.values()) / len(metrics)
+
+
+def share_kept(value: float, dense: float) -> float:
+    """A score's share of the dense model's; NaN where that is 0."""
+    return value / dense if dense else math.nan

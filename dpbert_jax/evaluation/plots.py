@@ -73,3 +73,45 @@ def plot_layers_per_input(path: Path, plans: dict[float, np.ndarray], title: str
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def plot_layers_by_difficulty(
+    path: Path,
+    plans: dict[float, np.ndarray],
+    difficulty: np.ndarray,
+    meaning: str,
+    title: str,
+) -> None:
+    """A panel for each budget: how often each layer runs, by fifths of difficulty.
+
+    Args:
+        plans: layer_mask [N, L] by budget.
+        difficulty: [N]; `meaning` says of what.
+    """
+    order = np.argsort(difficulty, kind="stable")
+    fifths = np.array_split(order, min(5, len(order)))
+    figure, panels = plt.subplots(
+        1,
+        len(plans),
+        figsize=(2.4 * len(plans) + 1.4, 3.6),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
+    image = None
+    for axes, (budget, layer_mask) in zip(panels[0], plans.items(), strict=True):
+        shares = np.array([layer_mask[rows].mean(axis=0) for rows in fifths])  # [fifths, L]
+        image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(shares.shape[1]))
+        axes.set_xlabel("layer")
+        depths = [layer_mask[rows].sum(axis=1).mean() for rows in fifths]
+        spread = f"{depths[0]:.2f} to {depths[-1]:.2f} layers"
+        axes.set_title(f"budget {budget:g}\n{spread}", fontsize=10)
+    panels[0, 0].set_yticks(range(len(fifths)))
+    panels[0, 0].set_yticklabels([f"{i + 1}" for i in range(len(fifths))])
+    panels[0, 0].set_ylabel(f"fifth by {meaning}\n(1: easiest)")
+    if image is not None:
+        figure.colorbar(image, ax=panels[0], label="share of inputs that run the layer")
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)

@@ -22,6 +22,7 @@ from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
 from dpbert_jax.evaluation.metrics import compute_metrics, score
 from dpbert_jax.evaluation.plots import plot_layers_per_input, plot_score_against_cost
 from dpbert_jax.inference import AUTO, Rule, make_executor, pick_executor, resolve_rule
+from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.inference.rules import check_budget
 from dpbert_jax.model import Params
 from dpbert_jax.run_folder import TEACHER, read_train_config
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 
-BATCH_SIZES = {"cond": 1, "masked": 32, "chunked": 32, "packed": 512}
+BATCH_SIZES = {"cond": 1, "masked": 32, "chunked": 32, "packed": CHUNK_ROWS}
 
 
 def evaluate_run(args: EvalArguments) -> list[Result]:
@@ -249,15 +250,17 @@ def _print_table(results: list[Result]) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
+def without_nan(value: Any) -> Any:
+    """The same for JSON, which has no NaN: null in its place."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
 def _write_json(path: Path, results: list[Result]) -> None:
-    """NaN, which JSON does not have, becomes null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(item) for key, item in value.items()}
-        return None if isinstance(value, float) and value != value else value
-
-    cleaned = [clean(result) for result in results]
+    cleaned = without_nan(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(cleaned if len(cleaned) > 1 else cleaned[0], indent=2)
     path.write_text(text + "\n", encoding="utf-8")

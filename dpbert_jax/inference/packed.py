@@ -25,6 +25,7 @@ from dpbert_jax.model.gates import layer_mask_of
 
 # Tokens in the largest piece: more leave a CPU's caches, fewer leave an accelerator idle.
 PIECE_TOKENS = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
+CHUNK_ROWS = 512  # of a dataset at once: enough to fill the tiles, few enough for memory
 
 
 def run_tiles(

@@ -41,8 +41,12 @@ class Planner(nn.Module):
     def judge(self, features: Float[Array, "B F"]) -> Float[Array, "B P"]:
         """Gate logits from what `summarise` reads of an input."""
         hidden = nn.tanh(self.input(features)) * self.config.hidden_size**-0.5
-        bound = self.config.logit_bound
-        return bound * jnp.tanh(self.output(hidden) / bound)
+        return bounded(self.config, self.output(hidden))
+
+
+def bounded(config: PlannerConfig, logits: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Logits squeezed into (-bound, bound)."""
+    return config.logit_bound * jnp.tanh(logits / config.logit_bound)
 
 
 def summarise(

@@ -17,8 +17,10 @@ from dpbert_jax.baselines.fit import open_run
 from dpbert_jax.cli import parse, run_script
 from dpbert_jax.data import tokenize
 from dpbert_jax.errors import UserError
-from dpbert_jax.evaluation.insight import insight, plot_layers_by_difficulty
+from dpbert_jax.evaluation.insight import difficulty, insight
 from dpbert_jax.evaluation.metrics import score
+from dpbert_jax.evaluation.plots import plot_layers_by_difficulty
+from dpbert_jax.evaluation.report import without_nan
 from dpbert_jax.inference.rules import check_budget
 from dpbert_jax.sweep.arguments import SweepArguments
 from dpbert_jax.sweep.plots import plot_curve
@@ -101,9 +103,8 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         plot_layers_by_difficulty(
             folder / f"layers_by_difficulty{suffix}.png",
             {budget: made.layer_mask for budget, made in planned.items()},
-            split,
-            judge.dense.logits,
-            run.config.bert,
+            difficulty(split, judge.dense.logits, run.config.bert),
+            f"the dense model's {'error' if run.task.spec.is_regression else 'uncertainty'}",
             title,
         )
     _write(folder, report)
@@ -112,7 +113,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
 
 
 def _write(folder: Path, report: dict[str, Any]) -> None:
-    text = json.dumps(report, indent=2)
+    text = json.dumps(without_nan(report), indent=2)
     (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
     with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")

@@ -1,5 +1,6 @@
 """The curve: score against cost, planned points beside their controls."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,15 @@ LABELS = {
 
 
 def pareto_front(points: list[Point]) -> list[tuple[float, float]]:
-    """(cost, score) of the points that none is both cheaper and better than, cheapest first."""
+    """(cost, score) of the points that none is both cheaper and better than, cheapest first.
+
+    A point without a score (NaN) is on no front.
+    """
     front: list[tuple[float, float]] = []
     for cost, score in sorted(
         ((p["cost"], p["score"]) for p in points), key=lambda pair: (pair[0], -pair[1])
     ):
-        if not front or score > front[-1][1]:
+        if score > (front[-1][1] if front else -math.inf):
             front.append((cost, score))
     return front
 

@@ -13,16 +13,17 @@ from dpbert_jax.baselines.early_exit import (
     load_exits,
     patience_exits,
 )
-from dpbert_jax.baselines.fit import BASELINES, Run, mean_plan_losses
+from dpbert_jax.baselines.fit import Run, mean_plan_losses
 from dpbert_jax.baselines.plans import best_mix, mixed_plans, random_plans, shuffled_plans
 from dpbert_jax.convert import load_run
 from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import Predictions, predict
-from dpbert_jax.evaluation.metrics import compute_metrics, score
+from dpbert_jax.evaluation.metrics import compute_metrics, score, share_kept
 from dpbert_jax.inference import Executor, Rule, make_executor, resolve_rule
+from dpbert_jax.inference.packed import CHUNK_ROWS
+from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.sweep.arguments import TRAINED, SweepArguments
-from dpbert_jax.training.rows import WHOLE_DATASET
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,9 @@ class Judge(NamedTuple):
             "metrics": {k: float(np.mean([m[k] for m in metrics])) for k in metrics[0]},
             "score": float(np.mean(scores)),
             "score_deviation": float(np.std(scores, ddof=1)) if len(draws) > 1 else None,
-            "score_kept": float(np.mean(scores)) / score(self.metrics(self.dense.logits)),
+            "score_kept": share_kept(
+                float(np.mean(scores)), score(self.metrics(self.dense.logits))
+            ),
             "mean_layers": float(np.mean([draw.layer_mask.sum(axis=1).mean() for draw in draws])),
             "cost": float(np.mean([draw.cost.mean() for draw in draws])),
             "distinct_plans": max(len(np.unique(draw.layer_mask, axis=0)) for draw in draws),
@@ -80,7 +83,7 @@ def run_split(
         rule,
         execute.config,
         split,
-        batch_size=WHOLE_DATASET,
+        batch_size=CHUNK_ROWS,
         max_seq_length=run.args.max_seq_length,
         layer_mask=layer_mask,
         warm_up=warm_up,

@@ -52,12 +52,13 @@ def time_points(args: SweepArguments, judge: Judge, points: list[Point]) -> None
     dense = make_executor("packed", run.teacher_config, run.teacher_params)
     skipping = make_executor("packed", run.config, run.params)
     seconds: dict[int, list[float]] = {number: [] for number in (-1, *range(len(planned)))}
-    for _ in range(args.repeats):
-        made = run_split(run, judge.split, dense, full, warm_up=True)
+    for repeat in range(args.repeats):
+        first = repeat == 0  # compilation stays off the clock
+        made = run_split(run, judge.split, dense, full, warm_up=first)
         seconds[-1].append(made.seconds)
         for number, point in enumerate(planned):
             rule = resolve_rule(run.config, point["budget"], point["variant"])
-            made = run_split(run, judge.split, skipping, rule, warm_up=True)
+            made = run_split(run, judge.split, skipping, rule, warm_up=first)
             seconds[number].append(made.seconds)
     for number, point in enumerate(planned):
         point["samples_per_second"] = len(judge.split) / float(np.median(seconds[number]))

@@ -1,8 +1,8 @@
 """The losses of the three training stages, as sums over rows so that shards simply add up.
 
-dense: the plain BERT. joint: planner and backbone together, gates sampled, cost penalised. final:
-the planner is frozen and the encoder learns the very plans that it will be served with. None of
-this is published for DPBERT; it is this project's design.
+dense: the plain BERT. joint: planner and backbone together, gates sampled at a budget. final: the
+planner is frozen and the encoder learns the very plans that it will be served with. None of this is
+published for DPBERT; it is this project's design.
 """
 
 from functools import partial

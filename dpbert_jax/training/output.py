@@ -8,6 +8,7 @@ from typing import Any
 
 from dpbert_jax.errors import UserError
 from dpbert_jax.run_folder import (
+    BASELINES,
     CHECKPOINTS,
     METRICS,
     TEACHER,
@@ -30,7 +31,7 @@ RUN_FILES = (
     METRICS,
     TRAIN_CONFIG,
 )
-RUN_FOLDERS = (CHECKPOINTS, TEACHER, TENSORBOARD, WANDB)
+RUN_FOLDERS = (CHECKPOINTS, TEACHER, BASELINES, TENSORBOARD, WANDB)
 
 # These may differ between a run and its resumption: they change no parameter.
 FREE_FLAGS = (

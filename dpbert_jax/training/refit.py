@@ -27,7 +27,7 @@ from dpbert_jax.evaluation.plan_table import (
     make_table,
 )
 from dpbert_jax.model import Params
-from dpbert_jax.model.planner import Planner
+from dpbert_jax.model.planner import Planner, bounded
 from dpbert_jax.training.objective import row_losses
 
 logger = logging.getLogger(__name__)
@@ -142,9 +142,10 @@ def refit_planner(
     hundred rows, freely fitted, gave plans far worse than the chain.
     """
     assert config.planner is not None
+    planner_config = config.planner
     plans, layers = jnp.asarray(table.plans), config.bert.num_hidden_layers
     lowest = config.min_gates / config.num_gates + 0.02
-    low, high = config.planner.min_budget, config.planner.max_budget
+    low, high = planner_config.min_budget, planner_config.max_budget
 
     def at_budgets(gate_logits: Array, losses: Array, budgets: Array, temperature: Any) -> Array:
         shares = (budgets * layers - config.stem_layers) / config.num_gates
@@ -160,8 +161,7 @@ def refit_planner(
 
     def chain_loss(chain: Array, key: Any, progress: Array) -> Array:
         warmth = CHAIN_WARMTH * (TEMPERATURE / CHAIN_WARMTH) ** progress
-        bounded = _bounded(config, chain)[None]
-        return at_budgets(bounded, mean_losses, draw(key), warmth)
+        return at_budgets(bounded(planner_config, chain)[None], mean_losses, draw(key), warmth)
 
     chain = _descend(
         chain_loss, jnp.zeros(config.num_gates), optax.adam(CHAIN_LEARNING_RATE), keys[0]
@@ -182,7 +182,7 @@ def refit_planner(
         logits, budgets = judge(config, planner, read[unseen]), jnp.linspace(low, high, 13)
         return at_budgets(logits, jnp.asarray(losses[unseen]), budgets, TEMPERATURE)
 
-    width = config.planner.hidden_size
+    width = planner_config.hidden_size
     normal = np.random.default_rng([seed, 1]).standard_normal
     planner = {
         "input": {
@@ -206,12 +206,6 @@ def refit_planner(
     return jax.device_get({**best, "input": {"kernel": kernel, "bias": bias}})
 
 
-def _bounded(config: DPBertConfig, logits: Array) -> Array:
-    assert config.planner is not None
-    bound = config.planner.logit_bound
-    return bound * jnp.tanh(logits / bound)
-
-
 def _principal_components(features: np.ndarray) -> np.ndarray:
     """A basis [F, R] in which the centred features have variance 1 / R in each direction."""
     centred = features - features.mean(axis=0)
@@ -233,9 +227,7 @@ def _descend(
 
     @jax.jit
     def advance(params: Any, state: Any, step: Array) -> tuple[Any, Any]:
-        gradient = jax.grad(loss)(
-            params, jax.random.fold_in(key, step.astype(jnp.int32)), step / steps
-        )
+        gradient = jax.grad(loss)(params, jax.random.fold_in(key, step), step / steps)
         updates, state = optimizer.update(gradient, state, params)
         moved: Any = optax.apply_updates(params, updates)
         return moved, state

@@ -17,12 +17,12 @@ from dpbert_jax.data import TaskData, TokenizedSplit, num_batches, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.inference import make_executor, resolve_rule
+from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.run_folder import TEACHER
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import StagePlan
 from dpbert_jax.training.objective import StageName
 
-WHOLE_DATASET = 512
 STAGES: tuple[StageName, ...] = ("dense", "joint", "final")
 
 
@@ -84,7 +84,7 @@ def teacher_logits(folder: Path, split: TokenizedSplit, args: TrainArguments) ->
         resolve_rule(config, 1.0),
         config,
         split,
-        batch_size=WHOLE_DATASET,
+        batch_size=CHUNK_ROWS,
         max_seq_length=args.max_seq_length,
         progress="teacher",
     ).logits

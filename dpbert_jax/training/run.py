@@ -1,4 +1,4 @@
-"""A whole run: dense fine-tuning, joint training with the planner, fine-tuning on final plans.
+"""A whole run: dense fine-tuning, joint training, planner refit, fine-tuning on final plans.
 
 Resuming repeats the same four lines, whatever was interrupted:
 1. read the newest good checkpoint: it names its stage and step;

@@ -1,5 +1,7 @@
 """Calibration: on the split it was made from, the mean cost is the budget."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -64,3 +66,23 @@ def test_thresholds_do_not_depend_on_the_batches(planned_model, random_split):
     other = calibrate(config, params, split, batch_size=16, max_seq_length=16)
     np.testing.assert_allclose(other.thresholds, config.calibration.thresholds, atol=1e-4)
     assert config.calibration.thresholds[-1] == -config.planner.logit_bound
+
+
+def test_a_larger_budget_runs_all_that_a_smaller_one_did(planned_model, random_split):
+    """On rows that the thresholds were not found on, input by input, with a floor on the depth."""
+    config, params = planned_model
+    planner = dataclasses.replace(config.planner, min_layers=2, min_budget=0.55)
+    config = dataclasses.replace(config, planner=planner, calibration=None)
+    rows, others = random_split(40, seed=1), random_split(60, seed=9)
+    found = calibrate(config, params, rows, batch_size=40, max_seq_length=16)
+    config = dataclasses.replace(config, calibration=found)
+    execute, before = make_executor("masked", config, params), np.zeros((60, 4))
+    for budget in (0.55, 0.6, 0.7, 0.8, 0.9, 1.0):
+        rule = resolve_rule(config, budget)
+        made = predict(execute, rule, config, others, batch_size=60, max_seq_length=16)
+        assert (made.layer_mask >= before).all()
+        assert made.layer_mask.sum(axis=1).min() >= 2
+        before = made.layer_mask
+        if budget < 1:
+            own = predict(execute, rule, config, rows, batch_size=40, max_seq_length=16)
+            assert own.cost.mean() == pytest.approx(budget, abs=1 / 160 + 1e-6)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dpbert_jax.config import TINY
-from dpbert_jax.evaluation.insight import difficulty, insight, plot_layers_by_difficulty
+from dpbert_jax.evaluation.insight import difficulty, insight
+from dpbert_jax.evaluation.plots import plot_layers_by_difficulty
 
 
 @pytest.fixture(scope="module")
@@ -47,5 +48,6 @@ def test_difficulty_is_one_less_confidence(rows):
 def test_the_picture_is_written(rows, tmp_path):
     split, logits, mask = rows
     path = tmp_path / "layers.png"
-    plot_layers_by_difficulty(path, {0.5: mask, 0.75: mask}, split, logits, TINY, "title")
+    hard = difficulty(split, logits, TINY)
+    plot_layers_by_difficulty(path, {0.5: mask, 0.75: mask}, hard, "uncertainty", "title")
     assert path.read_bytes().startswith(b"\x89PNG")

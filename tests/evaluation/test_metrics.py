@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from dpbert_jax.evaluation.metrics import compute_metrics, score
+from dpbert_jax.evaluation.metrics import compute_metrics, score, share_kept
 
 # true positives 3, false positives 1, false negatives 2, true negatives 4
 LABELS = np.array([1, 1, 1, 0, 1, 1, 0, 0, 0, 0])
@@ -66,3 +66,8 @@ def test_a_single_class_warns_of_nothing(only):
 
 def test_a_tasks_score_is_the_mean_of_its_metrics():
     assert score({"accuracy": 0.5, "f1": 0.25}) == 0.375
+
+
+def test_nothing_is_a_share_of_a_dense_score_of_zero():
+    assert share_kept(0.6, 0.8) == pytest.approx(0.75)
+    assert math.isnan(share_kept(0.1, 0.0))

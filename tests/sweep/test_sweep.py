@@ -119,6 +119,14 @@ def test_baselines_refused(tiny_run):
 
 
 def test_the_pareto_front_has_what_none_beats():
-    points = [(0.5, 0.7), (0.6, 0.6), (0.6, 0.8), (0.7, 0.8), (0.9, 0.9), (0.4, 0.5)]
+    points = [
+        (0.3, float("nan")),
+        (0.5, 0.7),
+        (0.6, 0.6),
+        (0.6, 0.8),
+        (0.7, 0.8),
+        (0.9, 0.9),
+        (0.4, 0.5),
+    ]
     front = pareto_front([{"cost": cost, "score": score} for cost, score in points])
     assert front == [(0.4, 0.5), (0.5, 0.7), (0.6, 0.8), (0.9, 0.9)]

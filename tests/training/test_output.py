@@ -45,6 +45,7 @@ def test_a_foreign_folder_is_refused_and_left_as_it_was(overwrite, tmp_path):
 def test_replacing_a_run_removes_what_a_run_writes_and_nothing_else(tmp_path):
     open_folder(tmp_path, seed=1)
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "baselines" / "static_3").mkdir(parents=True)  # of the run that goes
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "notes.txt").write_text("mine")
     open_folder(tmp_path, seed=2, overwrite_output_dir=True)
