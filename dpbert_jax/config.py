@@ -86,7 +86,7 @@ class Calibration:
         ):
             raise UserError(
                 "dpbert.calibration must hold ascending budgets and a threshold for each, "
-                "descending."
+                "descending. Runs of versions whose planner read the budget must be trained again."
             )
 
 
