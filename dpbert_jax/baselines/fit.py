@@ -4,6 +4,7 @@ A baseline starts from the run's dense model and takes as many steps as the run 
 the same rows in batches of the same size, with the same optimizer.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +97,9 @@ def fit(
     distilled: np.ndarray | None,
 ) -> Params:
     """Trains parameters by a loss on the run's rows; `distilled` are the teacher's logits."""
-    args = run.args
+    # As the stages that the run's own backbone went through after the dense one.
+    rate = run.args.backbone_learning_rate("final")
+    args = dataclasses.replace(run.args, learning_rate=rate)
     plan = StagePlan("dense", 0, 0, run.steps)
     optimizer = stage_optimizer(params, config, plan, args)
     step = make_train_step(

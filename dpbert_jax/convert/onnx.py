@@ -4,47 +4,16 @@ Only standard operators, in the pattern that PyTorch's exporter gives a BERT, wh
 optimisers of runtimes know how to fuse.
 """
 
-from typing import Any
-
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from dpbert_jax.config import BertConfig
+from dpbert_jax.convert.onnx_graph import Graph
 from dpbert_jax.errors import UserError
 from dpbert_jax.model import Params
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-class _Graph:
-    """Nodes and constants under construction; every method returns the name of its output."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Any] = {}
-
-    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
-        # No ascontiguousarray: it makes a scalar an array of one.
-        array = np.array(value, dtype, order="C")
-        self.constants[name] = numpy_helper.from_array(array, name)
-        return name
-
-    def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        name = f"{kind}_{len(self.nodes)}"
-        output = output or name
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=name, **attributes))
-        return output
-
-    def dense(self, inputs: str, name: str, params: Params) -> str:
-        kernel = self.constant(f"{name}.kernel", params["kernel"])
-        product = self.add("MatMul", inputs, kernel)
-        return self.add("Add", product, self.constant(f"{name}.bias", params["bias"]))
-
-    def layer_norm(self, inputs: str, name: str, params: Params, epsilon: float) -> str:
-        scale = self.constant(f"{name}.scale", params["scale"])
-        shift = self.constant(f"{name}.bias", params["bias"])
-        return self.add("LayerNormalization", inputs, scale, shift, axis=-1, epsilon=epsilon)
 
 
 def dense_onnx(config: BertConfig, params: Params) -> onnx.ModelProto:
@@ -55,8 +24,8 @@ def dense_onnx(config: BertConfig, params: Params) -> onnx.ModelProto:
     """
     if config.hidden_act != "gelu":
         raise UserError(f"hidden_act '{config.hidden_act}' cannot be written to ONNX, only 'gelu'.")
-    graph = _Graph()
-    states = _embeddings(graph, config, params["embeddings"])
+    graph = Graph()
+    states = write_embeddings(graph, config, params["embeddings"])
     mask = "attention_mask"
     for axis in (1, 2):
         mask = graph.add("Unsqueeze", mask, graph.constant(f"axis_{axis}", [axis], np.int64))
@@ -66,20 +35,17 @@ def dense_onnx(config: BertConfig, params: Params) -> onnx.ModelProto:
     for i in range(config.num_hidden_layers):
         states = _layer(graph, config, params[f"layer_{i}"], f"layer_{i}", states, bias)
     first = graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1)
-    pooled = graph.add("Tanh", _gemm(graph, first, "pooler", params["head"]["pooler"]))
-    _gemm(graph, pooled, "classifier", params["head"]["classifier"], output="logits")
+    pooled = graph.add("Tanh", graph.gemm(first, "pooler", params["head"]["pooler"]))
+    graph.gemm(pooled, "classifier", params["head"]["classifier"], output="logits")
     shape = ["batch", "sequence"]
-    made = helper.make_graph(
-        graph.nodes,
+    return graph.as_model(
         "bert",
         [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in INPUTS],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", config.num_labels])],
-        list(graph.constants.values()),
     )
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def _embeddings(graph: _Graph, config: BertConfig, params: Params) -> str:
+def write_embeddings(graph: Graph, config: BertConfig, params: Params) -> str:
     def table(name: str, ids: str) -> str:
         return graph.add("Gather", graph.constant(name, params[name]["embedding"]), ids)
 
@@ -102,7 +68,7 @@ def _embeddings(graph: _Graph, config: BertConfig, params: Params) -> str:
 
 
 def _layer(
-    graph: _Graph, config: BertConfig, params: Params, name: str, states: str, bias: str
+    graph: Graph, config: BertConfig, params: Params, name: str, states: str, bias: str
 ) -> str:
     heads = [0, 0, config.num_attention_heads, config.head_size]
 
@@ -130,10 +96,3 @@ def _layer(
     wide = graph.add("Mul", graph.add("Mul", wide, gate), graph.constant("half", 0.5))
     output = graph.dense(wide, f"{name}.output", params["output"])
     return norm(graph.add("Add", output, states), "output_layer_norm")
-
-
-def _gemm(graph: _Graph, inputs: str, name: str, params: Params, output: str | None = None) -> str:
-    kernel = graph.constant(f"{name}.kernel", params["kernel"])
-    return graph.add(
-        "Gemm", inputs, kernel, graph.constant(f"{name}.bias", params["bias"]), output=output
-    )

@@ -14,18 +14,19 @@ import jax.numpy as jnp
 
 from dpbert_jax.config import DPBertConfig, write_config
 from dpbert_jax.convert import load_run
-from dpbert_jax.data import TaskData, TokenizedSplit, load_task, tokenize
+from dpbert_jax.data import TaskData, TokenizedSplit, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
 from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
 from dpbert_jax.evaluation.metrics import compute_metrics, score
 from dpbert_jax.evaluation.plots import plot_layers_per_input, plot_score_against_cost
+from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
 from dpbert_jax.inference import AUTO, Rule, make_executor, pick_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.inference.rules import check_budget
 from dpbert_jax.model import Params
-from dpbert_jax.run_folder import TEACHER, read_train_config
+from dpbert_jax.run_folder import TEACHER
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
         check_budget(config, budget)
     if args.calibrate and config.planner is None:
         raise UserError(f"--calibrate: {folder} has no planner, and so no thresholds.")
-    args = _with_run_defaults(args, folder)
-    task = _load_task(args, config)
+    args = with_run_defaults(args, folder)
+    task = load_task_of(args, config)
     if args.calibrate:
         config = _calibrated(args, folder, config, params, task, tokenizer)
     rules = [resolve_rule(config, budget, args.plan_rule) for budget in args.budget]
@@ -96,42 +97,6 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
     if args.json:
         _write_json(Path(args.json), results)
     return results
-
-
-def _with_run_defaults(args: EvalArguments, folder: Path) -> EvalArguments:
-    """Task and data of the run, unless others were named."""
-    own_data = args.task_name or args.data_dir or args.validation_file
-    if own_data and args.max_seq_length:
-        return args
-    try:
-        before = read_train_config(folder)
-    except UserError:
-        if own_data:
-            return args  # a model from elsewhere, on data that was named
-        raise
-    changes: dict[str, Any] = {"max_seq_length": args.max_seq_length or before["max_seq_length"]}
-    if not own_data:
-        changes |= {key: before[key] for key in ("task_name", "data_dir", "validation_file")}
-    return dataclasses.replace(args, **changes)
-
-
-def _load_task(args: EvalArguments, config: DPBertConfig) -> TaskData:
-    # Class names of the model, so that ids agree whatever order a file has them in.
-    bert = config.bert
-    task = load_task(
-        task_name=args.task_name,
-        data_dir=args.data_dir,
-        validation_file=args.validation_file,
-        labels=bert.labels if args.validation_file else None,
-    )
-    spec = task.spec
-    if (spec.num_labels, spec.is_regression) != (bert.num_labels, bert.is_regression):
-        kind = "a regression" if bert.is_regression else f"{bert.num_labels} classes"
-        raise UserError(f"The model was trained for {kind}, which task '{spec.name}' is not.")
-    missing = [name for name in spec.validation_splits if name not in task.splits]
-    if missing:
-        raise UserError(f"The data has no split {missing}.")
-    return task
 
 
 def _calibrated(

@@ -61,6 +61,6 @@ def summarise(
     pair = jnp.stack([mean, hidden_states[:, 0]], axis=1)  # [B, 2, D]
     centred = pair - pair.mean(axis=-1, keepdims=True)
     normal = centred / jnp.sqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
-    summary = normal.reshape(len(pair), -1)
+    summary = normal.reshape(pair.shape[0], -1)
     summary = summary * summary.shape[-1] ** -0.5  # unit norm
     return jnp.concatenate([summary, jnp.log2(length / 32.0)], axis=-1)

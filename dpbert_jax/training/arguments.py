@@ -14,6 +14,7 @@ POSITIVE = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
+    "distillation_learning_rate",
     "planner_learning_rate",
     "max_grad_norm",
     "num_train_epochs",
@@ -47,7 +48,12 @@ class TrainArguments:
     per_device_train_batch_size: int = flag(32, "Rows on each device in a micro-batch.")
     per_device_eval_batch_size: int = flag(32, "Rows in an evaluation batch.")
     gradient_accumulation_steps: int = flag(1, "Micro-batches in a step.")
-    learning_rate: float = flag(5e-5, "Peak learning rate of the backbone, in every stage.")
+    learning_rate: float = flag(5e-5, "Peak learning rate of the backbone in stage 1.")
+    distillation_learning_rate: float | None = flag(
+        None,
+        "Peak learning rate of the backbone in stages 2 and 3, which go on from and learn from "
+        "the model of stage 1. Default: half of --learning_rate.",
+    )
     planner_learning_rate: float = flag(1e-2, "Learning rate of the planner in stage 2.")
     weight_decay: float = flag(0.01, "AdamW's, on all but biases, LayerNorm and the planner.")
     warmup_ratio: float = flag(0.1, "Share of a stage's steps with rising learning rate.")
@@ -100,3 +106,9 @@ class TrainArguments:
         unknown = sorted(set(self.report_to) - set(REPORTERS))
         if unknown:
             raise UserError(f"--report_to {' '.join(unknown)}: must be of {list(REPORTERS)}.")
+
+    def backbone_learning_rate(self, stage: str) -> float:
+        """Peak learning rate of the backbone in a stage."""
+        if stage == "dense":
+            return self.learning_rate
+        return self.distillation_learning_rate or self.learning_rate / 2

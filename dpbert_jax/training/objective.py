@@ -141,6 +141,8 @@ def final_forward(
 ) -> Forward:
     """The hard plans of inference, each row at a budget of its own from the trained range.
 
+    Half of the rows fall into the range's lowest quarter: small plans have furthest to go.
+
     Everything that a plan depends on (embeddings, stem, planner, thresholds) is frozen and runs
     without dropout, so these are exactly the plans that evaluation will see.
     """
@@ -153,7 +155,7 @@ def final_forward(
     assert model.config.planner is not None and model.config.calibration is not None
     planner, calibration = model.config.planner, model.config.calibration
     low, high = planner.min_budget, planner.max_budget
-    draw = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))
+    draw = jax.vmap(lambda key: low + (high - low) * jax.random.uniform(key) ** 2)
     budgets = draw(fold_rows(row_keys, 1))
     grid = (jnp.array(calibration.budgets), jnp.array(calibration.thresholds))
     planned = planned_rows(batch["positions"]) > 0

@@ -180,7 +180,7 @@ def stage_optimizer(
         config,
         plan.name,
         num_steps=plan.num_steps,
-        learning_rate=args.learning_rate,
+        learning_rate=args.backbone_learning_rate(plan.name),
         planner_learning_rate=args.planner_learning_rate,
         weight_decay=args.weight_decay,
         warmup_ratio=args.warmup_ratio,

@@ -10,7 +10,7 @@ from dpbert_jax.config import read_config
 from dpbert_jax.data import TaskData
 from dpbert_jax.data.tasks import GLUE_TASKS
 from dpbert_jax.errors import UserError
-from dpbert_jax.evaluation import report
+from dpbert_jax.evaluation import task
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.report import _write_json, evaluate_run
 
@@ -95,7 +95,7 @@ def test_a_dense_model_is_its_own_reference(tiny_run, sentence_files):
 
 
 def test_a_task_of_another_kind_is_refused(tiny_run, monkeypatch):
-    monkeypatch.setattr(report, "load_task", lambda **_: TaskData(GLUE_TASKS["stsb"], {}))
+    monkeypatch.setattr(task, "load_task", lambda **_: TaskData(GLUE_TASKS["stsb"], {}))
     with pytest.raises(UserError, match="trained for 2 classes, which task 'stsb' is not"):
         evaluate(tiny_run, task_name="stsb")
 

@@ -18,9 +18,16 @@ def test_defaults_are_valid():
 @pytest.mark.parametrize("name", POSITIVE)
 @pytest.mark.parametrize("value", [0, -1])
 def test_what_must_be_above_zero(name, value):
-    kind = type(getattr(arguments(), name))
+    real = "float" in str(TrainArguments.__annotations__[name])
     with pytest.raises(UserError, match=rf"--{name} is .* above 0"):
-        arguments(**{name: float(value) if kind is float else value})
+        arguments(**{name: float(value) if real else value})
+
+
+def test_the_backbone_learns_slower_from_its_teacher():
+    halved = arguments(learning_rate=4e-5)
+    rates = [halved.backbone_learning_rate(stage) for stage in ("dense", "joint", "final")]
+    assert rates == [4e-5, 2e-5, 2e-5]
+    assert arguments(distillation_learning_rate=3e-5).backbone_learning_rate("final") == 3e-5
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "num_train_epochs", "max_grad_norm"])

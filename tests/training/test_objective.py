@@ -166,7 +166,7 @@ def test_final_plans_are_those_of_inference(params, batch):
     """Each planned row's plan is what an executor gives that row at that row's budget."""
     out = jax.jit(partial(forward, "final"))(params, batch)
     low = CONFIG.planner.min_budget
-    draw = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=1.0))
+    draw = jax.vmap(lambda key: low + (1 - low) * jax.random.uniform(key) ** 2)
     budgets = np.where(np.arange(ROWS) % 4, draw(fold_rows(row_keys(), 1)), 1.0)
     execute = make_executor("masked", CONFIG, params)
     names = ("input_ids", "attention_mask", "token_type_ids")

@@ -1,0 +1,186 @@
+"""DPBERT in PyTorch: BERT whose layers a planner chooses for every input, really skipped.
+
+Stands alone: torch and transformers are all it needs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import BertModel, BertPreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_dpbert import DPBertConfig
+
+
+@dataclass
+class DPBertOutput(ModelOutput):
+    """logits [B, C]; layer_mask [B, L], 1 where a layer ran; gate_logits [B, P]; loss, if asked."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    layer_mask: torch.Tensor | None = None
+    gate_logits: torch.Tensor | None = None
+
+
+class DPBertPlanner(nn.Module):
+    """From the stem's output to a logit for every planned layer."""
+
+    def __init__(self, hidden_size: int, width: int, num_gates: int, logit_bound: float):
+        super().__init__()
+        self.input = nn.Linear(2 * hidden_size + 1, width)
+        self.output = nn.Linear(width, num_gates)
+        self.logit_bound = logit_bound
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        # float32 throughout: a plan is a comparison, and 16 bits would flip near ties.
+        hidden_states = hidden_states.float()
+        weights = attention_mask.to(hidden_states.dtype).unsqueeze(-1)
+        length = weights.sum(dim=1)  # [B, 1]
+        mean = (hidden_states * weights).sum(dim=1) / length.clamp(min=1)
+        pair = torch.stack([mean, hidden_states[:, 0]], dim=1)  # [B, 2, D]
+        pair = nn.functional.layer_norm(pair, pair.shape[-1:], eps=1e-6)
+        summary = pair.flatten(1)
+        summary = summary * summary.shape[-1] ** -0.5
+        features = torch.cat([summary, torch.log2(length / 32)], dim=-1)
+
+        def linear(inputs: torch.Tensor, module: nn.Linear) -> torch.Tensor:
+            return nn.functional.linear(inputs, module.weight.float(), module.bias.float())
+
+        with torch.autocast(features.device.type, enabled=False):
+            hidden = torch.tanh(linear(features, self.input)) * self.output.in_features**-0.5
+            logits = linear(hidden, self.output)
+        return self.logit_bound * torch.tanh(logits / self.logit_bound)
+
+
+class DPBertForSequenceClassification(BertPreTrainedModel):
+    """BERT with a planner; `budget` says what share of its FLOPs to spend.
+
+    While training, gradients reach the layers that ran: the encoder learns on the planner's own
+    plans, and the planner stays as it is.
+    """
+
+    config_class = DPBertConfig
+
+    def __init__(self, config: DPBertConfig):
+        super().__init__(config)
+        if not config.dpbert:
+            raise ValueError("This config has no `dpbert`: load the folder as a plain BERT.")
+        planner = config.dpbert["planner"]
+        self.num_labels = config.num_labels
+        self.stem_layers = planner["stem_layers"]
+        self.num_gates = config.num_hidden_layers - self.stem_layers
+        self.bert = BertModel(config)
+        dropout = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.planner = DPBertPlanner(
+            config.hidden_size, planner["hidden_size"], self.num_gates, planner["logit_bound"]
+        )
+        self.planner.requires_grad_(False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        budget: float = 1.0,
+        plan_rule: str = "threshold",
+        return_dict: bool | None = None,
+    ) -> DPBertOutput | tuple:
+        """Logits and plans at a budget in the trained range; 1.0 runs all layers.
+
+        `plan_rule`: `threshold` lets the depth vary with the input, `top_k` gives every input the
+        same depth.
+        """
+        states = self.bert.embeddings(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        if attention_mask is None:
+            attention_mask = torch.ones(states.shape[:2], device=states.device)
+        bias = self._attention_bias(attention_mask, states.dtype)
+        layers = self.bert.encoder.layer
+        for layer in layers[: self.stem_layers]:
+            states = layer(states, bias)
+        gate_logits = self.planner(states, attention_mask)
+        gates = self._gates(gate_logits, budget, plan_rule)
+        for layer, needed in zip(layers[self.stem_layers :], gates.unbind(dim=1), strict=True):
+            states = self._run_where_needed(layer, needed, states, bias)
+        pooled = self.dropout(self.bert.pooler(states))
+        logits = self.classifier(pooled)
+
+        stem = gates.new_ones(len(gates), self.stem_layers)
+        layer_mask = torch.cat([stem, gates], dim=1).float()
+        loss = None if labels is None else self._loss(logits, labels)
+        output = DPBertOutput(loss, logits, layer_mask, gate_logits)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    @staticmethod
+    def _attention_bias(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """What is added to attention scores, [B, 1, 1, S]; None where no token is padding."""
+        if attention_mask.all():
+            return None
+        hidden = (attention_mask == 0)[:, None, None, :]
+        return hidden.to(dtype) * torch.finfo(dtype).min
+
+    @staticmethod
+    def _run_where_needed(
+        layer: nn.Module, needed: torch.Tensor, states: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The layer on the rows that need it; nothing at all where none does."""
+        rows = needed.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return states
+        if len(rows) == len(states):
+            return layer(states, bias)
+        output = layer(states[rows], None if bias is None else bias[rows])
+        return states.index_copy(0, rows, output)
+
+    def _gates(self, logits: torch.Tensor, budget: float, plan_rule: str) -> torch.Tensor:
+        """Which rows need which planned layer, bool [B, P]."""
+        if plan_rule not in ("threshold", "top_k"):
+            raise ValueError(f"plan_rule is '{plan_rule}', but must be 'threshold' or 'top_k'.")
+        if budget == 1:
+            return torch.ones_like(logits, dtype=torch.bool)
+        planner = self.config.dpbert["planner"]
+        low, high = planner["min_budget"], planner["max_budget"]
+        if not low <= budget <= high:
+            raise ValueError(
+                f"budget is {budget}, but this model was trained for budgets from {low} to {high}, "
+                "and for 1.0."
+            )
+        order = torch.argsort(logits, dim=1, descending=True, stable=True)
+        rank = torch.argsort(order, dim=1, stable=True)
+        if plan_rule == "top_k":
+            # The tolerance keeps 0.7 * 10 = 6.999... from losing a layer.
+            layers = int(budget * self.config.num_hidden_layers + 1e-6)
+            return rank < layers - self.stem_layers
+        least = max(planner["min_layers"] - self.stem_layers, 0)
+        return (logits >= self._threshold(budget)) | (rank < least)
+
+    def _threshold(self, budget: float) -> float:
+        """The calibrated threshold of a budget, linear between the grid's points."""
+        calibration = self.config.dpbert["calibration"]
+        if calibration is None:
+            raise ValueError("This model has no thresholds: use plan_rule='top_k'.")
+        budgets, thresholds = calibration["budgets"], calibration["thresholds"]
+        if budget <= budgets[0]:
+            return thresholds[0]
+        for i in range(1, len(budgets)):
+            if budget <= budgets[i]:
+                share = (budget - budgets[i - 1]) / (budgets[i] - budgets[i - 1])
+                return thresholds[i - 1] + share * (thresholds[i] - thresholds[i - 1])
+        return thresholds[-1]
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.config.problem_type == "regression":
+            return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        return nn.functional.cross_entropy(logits, labels)

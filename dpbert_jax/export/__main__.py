@@ -1,0 +1,111 @@
+"""Exports a run to PyTorch (Hugging Face), ONNX or StableHLO; with --verify, proves the artifact.
+
+Layers that a plan leaves out are skipped there as well.
+"""
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+from dpbert_jax.cli import parse, run_script
+from dpbert_jax.convert import load_run
+from dpbert_jax.data import tokenize
+from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.arguments import EvalArguments
+from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
+from dpbert_jax.export.arguments import ExportArguments
+from dpbert_jax.export.formats import FORMATS, Model
+from dpbert_jax.export.verify import INT8_TOLERANCE, TOLERANCE, Comparison, verify
+
+logger = logging.getLogger("dpbert_jax.export")
+
+
+def export(args: ExportArguments) -> bool:
+    """Writes the artifact; False where --verify found it wrong, and it was taken back."""
+    chosen = FORMATS[args.format]
+    chosen.require(chosen.to_write, f"--format {args.format}")
+    if args.verify:
+        chosen.require(chosen.to_run, f"--verify of --format {args.format}")
+    source, config, params, tokenizer = load_run(args.run_dir)
+    model = Model(config, params, tokenizer, args.plan_rule, args.int8)
+    verifiable = _validation(args, source, model) if args.verify else []
+    folder = Path(args.output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--output {folder} is in use: name a folder that is new or empty.")
+    if config.planner is None:
+        logger.info("%s has no planner: a dense model is exported, with no budget.", source)
+    # Nothing lies under the asked name before it is whole, and verified where that was asked.
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written: {error.strerror}.") from error
+    try:
+        chosen.write(partial, model)
+        agrees = True
+        for name, split, spec, length in verifiable:
+            made = verify(chosen.load(partial, model), model, split, spec, length)
+            _print(name, made, model)
+            agrees &= all(comparison.agrees for comparison in made)
+        if agrees:
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if agrees:
+        print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    return agrees
+
+
+def _validation(args: ExportArguments, source: Path, model: Model) -> list:
+    """Name, tokenised rows, task and length of each validation split."""
+    found = with_run_defaults(
+        EvalArguments(str(source), data_dir=args.data_dir, validation_file=args.validation_file),
+        source,
+    )
+    task, length = load_task_of(found, model.config), found.max_seq_length or 128
+    return [
+        (
+            name,
+            tokenize(task.splits[name].head(args.verify_samples), model.tokenizer, length),
+            task.spec,
+            length,
+        )
+        for name in task.spec.validation_splits
+    ]
+
+
+def _print(name: str, made: list[Comparison], model: Model) -> None:
+    print(f"{name}: {made[0].rows} inputs against this library in float32")
+    print("budget  max |logits|  plans equal  near ties   score (here)    layers      ms  of full")
+    for row in made:
+        scores = "      -        "
+        if row.score is not None:
+            scores = f"{row.score:.4f} ({row.reference_score:.4f})"
+        print(
+            f"{row.budget:6.3g}  {row.max_difference:12.1e}  {row.plans_equal:11.1%}  "
+            f"{row.near_ties:9d}  {scores}  {row.layers:8.2f}  {row.milliseconds:6.2f}  "
+            f"{row.milliseconds / made[0].milliseconds:7.2f}"
+            f"{'' if row.agrees else '  MISMATCH'}"
+        )
+    if not all(row.agrees for row in made):
+        allowed = (
+            f"a score that is {INT8_TOLERANCE} lower"
+            if model.int8
+            else f"{TOLERANCE} in logits, and plans that differ on near ties only"
+        )
+        print(
+            f"error: the artifact disagrees (allowed: {allowed}); it is removed.", file=sys.stderr
+        )
+
+
+def main() -> None:
+    if not export(parse(ExportArguments, __doc__, positional="run_dir")):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_script(main)

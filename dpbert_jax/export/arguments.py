@@ -1,0 +1,36 @@
+"""The flags of `python -m dpbert_jax.export`."""
+
+from dataclasses import dataclass, field
+
+from dpbert_jax.cli import flag
+from dpbert_jax.errors import UserError
+from dpbert_jax.export.formats import FORMATS
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    run_dir: str = field(metadata={"help": "Folder of a run; may be given first, without flag."})
+    format: str = field(metadata={"help": "huggingface (PyTorch), onnx or stablehlo."})
+    output: str = field(metadata={"help": "Folder to write; it must not hold anything yet."})
+    plan_rule: str = flag(
+        "threshold",
+        "Rule inside onnx and stablehlo: threshold: depth varies with the input; top_k: the same "
+        "for every input. In PyTorch it is an argument of the model.",
+    )
+    int8: bool = flag(False, "onnx: layers with int8 weights (dynamic quantisation).")
+    verify: bool = flag(
+        False,
+        "Run the artifact on validation sentences and compare it with this library: logits, plans, "
+        "score, time. A mismatch is exit code 1, and nothing is left behind.",
+    )
+    verify_samples: int = flag(500, "Sentences to compare.")
+    data_dir: str | None = flag(None, "--verify on another GLUE folder than the run's.")
+    validation_file: str | None = flag(None, "--verify on your own rows.")
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UserError(f"--format is '{self.format}', but must be one of {list(FORMATS)}.")
+        if self.int8 and self.format != "onnx":
+            raise UserError("--int8 is for --format onnx only.")
+        if self.verify_samples < 1:
+            raise UserError(f"--verify_samples is {self.verify_samples}, but must be at least 1.")

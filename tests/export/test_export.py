@@ -1,0 +1,153 @@
+"""`python -m dpbert_jax.export`: artifacts, their proof, and what is refused."""
+
+import dataclasses
+import importlib.util
+
+import numpy as np
+import pytest
+
+from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.errors import UserError
+from dpbert_jax.export import __main__ as cli
+from dpbert_jax.export.arguments import ExportArguments
+from dpbert_jax.export.formats import FORMATS
+from dpbert_jax.export.verify import TOLERANCE, on_edge
+from dpbert_jax.inference import Rule
+
+FILES = {
+    "huggingface": {"model.safetensors", "modeling_dpbert.py", "configuration_dpbert.py"},
+    "onnx": {"model.onnx"},
+    "stablehlo": {"model.stablehlo"},
+}
+
+
+def flags(run, output, form="onnx", **changes):
+    return ExportArguments(run_dir=str(run), output=str(output), format=form, **changes)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_run_is_exported_and_verified(form, tiny_run, tmp_path, capsys):
+    if form == "huggingface":
+        pytest.importorskip("torch", reason="torch is not installed")
+    assert cli.export(flags(tiny_run, tmp_path / "out", form, verify=True))
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written >= FILES[form] | {"config.json", "tokenizer.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    shown = capsys.readouterr().out
+    assert "validation: 20 inputs" in shown
+    rows = [line.split() for line in shown.splitlines() if "100.0%" in line]
+    assert [row[0] for row in rows] == ["1", "0.7", "0.4"]
+    assert all(float(row[1]) <= TOLERANCE for row in rows)
+
+
+@pytest.mark.parametrize("form", ["onnx", "stablehlo"])
+def test_a_dense_model_is_exported_and_said_to_be(form, tiny_run, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="dpbert_jax"):
+        assert cli.export(flags(tiny_run / "teacher", tmp_path / "out", form))
+    assert "no planner" in caplog.text
+    assert FILES[form] <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def spoil(monkeypatch, form, change):
+    """Makes the format's artifact answer what `change` turns its answers into."""
+    chosen = FORMATS[form]
+
+    def load(folder, model):
+        call = chosen.load(folder, model)
+        return lambda batch, budget: change(*call(batch, budget))
+
+    monkeypatch.setitem(FORMATS, form, chosen._replace(load=load))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits, mask: (logits + 1e-3, mask),
+        lambda logits, mask: (logits, np.roll(mask, 1, axis=1)),
+        lambda logits, mask: (logits * np.nan, mask),
+    ],
+    ids=["logits", "plans", "nan"],
+)
+def test_a_mismatch_is_told_and_nothing_left(change, tiny_run, tmp_path, monkeypatch, capsys):
+    spoil(monkeypatch, "onnx", change)
+    assert not cli.export(flags(tiny_run, tmp_path / "out", verify=True))
+    assert list(tmp_path.iterdir()) == []
+    captured = capsys.readouterr()
+    assert "MISMATCH" in captured.out and "the artifact disagrees" in captured.err
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "export",
+            str(tiny_run),
+            "--format",
+            "onnx",
+            "--output",
+            str(tmp_path / "out"),
+            "--verify",
+        ],
+    )
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+
+
+def test_int8_is_judged_by_its_score(tiny_run, tmp_path, monkeypatch, capsys):
+    assert cli.export(flags(tiny_run, tmp_path / "out", int8=True, verify=True))
+    spoil(monkeypatch, "onnx", lambda logits, mask: (-logits, mask))
+    assert not cli.export(flags(tiny_run, tmp_path / "worse", int8=True, verify=True))
+    assert "a score that is 0.02 lower" in capsys.readouterr().err
+
+
+def test_an_interrupted_export_leaves_nothing(tiny_run, tmp_path, monkeypatch):
+    def fail(folder, model):
+        (folder / "half").write_text("")
+        raise RuntimeError
+
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=fail))
+    with pytest.raises(RuntimeError):
+        cli.export(flags(tiny_run, tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_calls_are_sentences(tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("")
+    (tmp_path / "a file").write_text("")
+    for name in ("used", "a file"):
+        with pytest.raises(UserError, match=r"in use: name a folder that is new or empty"):
+            cli.export(flags(tiny_run, tmp_path / name))
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        cli.export(flags(tmp_path / "used", tmp_path / "out"))
+    with pytest.raises(UserError, match="must be one of"):
+        flags(tiny_run, tmp_path / "out", "torchscript")
+    with pytest.raises(UserError, match="--int8 is for --format onnx only"):
+        flags(tiny_run, tmp_path / "out", "stablehlo", int8=True)
+    with pytest.raises(UserError, match="--plan_rule is 'best'"):
+        cli.export(flags(tiny_run, tmp_path / "out", plan_rule="best"))
+    with pytest.raises(UserError, match="--int8 is for models with a planner"):
+        cli.export(flags(tiny_run / "teacher", tmp_path / "out", int8=True))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs onnx, not installed: pip install 'dpbert-jax\[onnx"
+    ):
+        cli.export(flags(tiny_run, tmp_path / "out"))
+    with pytest.raises(UserError, match=r"--verify of --format huggingface needs torch"):
+        cli.export(flags(tiny_run, tmp_path / "out", "huggingface", verify=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_on_the_edge_are_those_that_a_rounding_could_turn():
+    config = DPBertConfig(TINY, PlannerConfig(min_layers=2))  # three gates, one at least
+    logits = np.array(
+        [[0.5, 1.0, -1.0], [0.50005, 1.0, -1.0], [0.2, 0.20005, -1.0], [-1.0, 0.2, 0.20005]]
+    )
+
+    def edges(rule):
+        return on_edge(config, logits, rule).tolist()
+
+    assert edges(Rule(0.6, 0.3, 3)) == [False, False, True, True]
+    assert edges(Rule(0.6, 0.5, 3)) == [True, True, True, True]
+    assert edges(Rule(0.6, -np.inf, 2)) == [False, False, True, True]
+    without = dataclasses.replace(config, planner=PlannerConfig())
+    assert on_edge(without, logits, Rule(0.6, 0.3, 3)).tolist() == [False] * 4
+    assert on_edge(without, logits, Rule(0.6, -np.inf, 2)).tolist() == [False] * 4
