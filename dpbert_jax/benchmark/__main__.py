@@ -17,7 +17,7 @@ import jax
 
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
 from dpbert_jax.benchmark.latency import measure_latency
-from dpbert_jax.benchmark.peers import Peer, available, export_dense
+from dpbert_jax.benchmark.peers import Peer, available, write_models
 from dpbert_jax.benchmark.plots import check_plot, plot_latency, plot_throughput
 from dpbert_jax.benchmark.subjects import load_subject
 from dpbert_jax.benchmark.throughput import measure_throughput
@@ -44,7 +44,7 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if names:
-            export_dense(folder, names, subject.config, jax.device_get(subject.params))
+            write_models(folder, names, subject.config, jax.device_get(subject.params))
         peers = {}
         for name in names:
             peers[name] = Peer(name, folder, threads)

@@ -19,7 +19,11 @@ class BenchmarkArguments:
         "quarters, half and a quarter of the model's.",
     )
     executors: str = flag("cond,packed,masked", "Of cond, chunked, packed, masked.")
-    peers: str = flag("", "Of torch, onnxruntime, openvino: the dense model there.")
+    peers: str = flag(
+        "",
+        "Of torch, onnxruntime, openvino: the dense model there; and of export-torch, export-onnx, "
+        "export-int8: the model as `python -m dpbert_jax.export` writes it, without --data.",
+    )
     plans: str | None = flag(
         None,
         "random: independent plans; planner: the planner's own, rule top_k. "
@@ -42,6 +46,8 @@ class BenchmarkArguments:
             raise UserError("--executors names none: give at least one.")
         if self.repeats < 1 or (self.threads is not None and self.threads < 1):
             raise UserError("--repeats and --threads must be at least 1.")
+        if self.data and any(name.startswith("export-") for name in self.names("peers")):
+            raise UserError("--peers export-*: exported models are timed without --data only.")
         if self.plans not in (None, "random", "planner"):
             raise UserError(f"--plans is '{self.plans}', but must be random or planner.")
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpbert_jax.benchmark import exports
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
 from dpbert_jax.benchmark.peers import Peer
 from dpbert_jax.benchmark.subjects import Batch, Subject, random_batch, subset
@@ -67,8 +68,13 @@ def _one_shape(
             about[f"compiled for {keep}"] = {"variant": "compiled for these layers", "keep": keep}
         calls["planner"] = _planner_call(subject, batch)
         about["planner"] = {"variant": "planner and plan transfer", "keep": None}
-    beside = {name: (peer, [batch]) for name, peer in peers.items()}
-    about |= {name: {"variant": name, "keep": subject.layers} for name in peers}
+    beside = {}
+    for name, peer in peers.items():
+        skips = name in exports.PACKAGES
+        for keep in subject.keeps if skips else [subject.layers]:
+            inputs = exports.with_budget(batch, keep / subject.layers) if skips else batch
+            beside[f"{name} {keep}"] = (peer, [inputs])
+            about[f"{name} {keep}"] = {"variant": name, "keep": keep}
     found = interleaved(calls, beside, args.repeats)
     shape = {"batch_size": batch_size, "seq_length": length}
     made = [{**shape, **about[name], **figures} for name, figures in found.items()]

@@ -1,4 +1,6 @@
-"""Peers: the same dense weights in PyTorch, onnxruntime and OpenVINO, each in a process of its own.
+"""Peers: the same weights in PyTorch, onnxruntime and OpenVINO, each in a process of its own.
+
+Dense as those runtimes have it, or the model as it is exported to them (`benchmark.exports`).
 
 Apart because their idle threads spin: a runtime in the same process slowed the one measured after
 it by a fifth. Each is set as its makers advise for latency on a CPU, with the threads asked for.
@@ -9,12 +11,14 @@ import importlib.util
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dpbert_jax.benchmark import exports
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.convert.huggingface import save_weights
 from dpbert_jax.errors import UserError
@@ -24,6 +28,7 @@ PACKAGES = {  # what a peer needs, by the names of their modules
     "torch": ("torch",),
     "onnxruntime": ("onnx", "onnxruntime", "sympy"),  # sympy: of its graph optimiser
     "openvino": ("onnx", "openvino"),
+    **exports.PACKAGES,
 }
 INSTALL = "pip install 'dpbert-jax[peers]'"
 SETTLE_SECONDS = 0.05  # for a peer's spinning threads to go to sleep
@@ -48,8 +53,11 @@ def available(names: list[str]) -> tuple[list[str], dict[str, str]]:
     return [name for name in names if name not in skipped], skipped
 
 
-def export_dense(folder: Path, names: list[str], config: DPBertConfig, params: Params) -> None:
-    """Writes what the peers load: a Hugging Face folder, plain ONNX, and ONNX with fused BERT."""
+def write_models(folder: Path, names: list[str], config: DPBertConfig, params: Params) -> None:
+    """Writes what the peers load: a Hugging Face folder, ONNX plain and fused, exports."""
+    for name in names:
+        if name in exports.PACKAGES:
+            exports.write_export(folder, name, config, params)
     dense = DPBertConfig(config.bert)
     if "torch" in names:
         save_weights(folder, dense, params)
@@ -127,6 +135,9 @@ _LOADERS = {
     "torch": _load_torch,
     "onnxruntime": _load_onnxruntime,
     "openvino": _load_openvino,
+    "export-onnx": partial(exports.load_exported_onnx, "export-onnx"),
+    "export-int8": partial(exports.load_exported_onnx, "export-int8"),
+    "export-torch": exports.load_exported_torch,
 }
 
 

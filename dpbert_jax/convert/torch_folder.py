@@ -24,8 +24,13 @@ def save_torch_folder(folder: Path, config: DPBertConfig, params: Params, tokeni
     planned model, `BertForSequenceClassification.from_pretrained(folder)` the dense one.
     """
     save_folder(folder, config, params, tokenizer)
-    if config.planner is None:
-        return
+    if config.planner:
+        save_torch_code(folder, config)
+        save_card(folder, config)
+
+
+def save_torch_code(folder: Path, config: DPBertConfig) -> None:
+    """Adds the planned model's code to a folder of weights, and a config that names it."""
     for name in CODE:
         shutil.copyfile(REMOTE / name, folder / name)
     values = {
@@ -35,3 +40,42 @@ def save_torch_folder(folder: Path, config: DPBertConfig, params: Params, tokeni
     }
     text = json.dumps(values, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def save_card(folder: Path, config: DPBertConfig) -> None:
+    """Adds the model card: what the model does, its budgets, how to call it."""
+    assert config.planner is not None
+    bert, planner = config.bert, config.planner
+    head = "regression" if bert.is_regression else f"classes {', '.join(bert.labels or ())}"
+    if not bert.is_regression and bert.labels is None:
+        head = f"{bert.num_labels} classes"
+    rule = "" if config.calibration else ', plan_rule="top_k"'
+    text = f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [bert, adaptive-computation, layer-skipping]
+---
+
+# A DPBERT
+
+BERT for sequence classification with a planner that decides, for every input, which of its
+{bert.num_hidden_layers} layers run. Trained with dpbert_jax. Output: {head}.
+
+Budgets from {planner.min_budget} to {planner.max_budget}, and 1.0 for all layers: the share of the
+dense encoder's FLOPs, met on average over inputs like those that the thresholds were found on. No
+input runs fewer than {config.stem_layers + config.min_gates} layers.
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_code=True).eval()
+made = model(**tokenizer("A text.", return_tensors="pt"), budget={planner.min_budget}{rule})
+made.logits  # [B, {bert.num_labels}]
+made.layer_mask  # [B, {bert.num_hidden_layers}], 1 where a layer ran
+```
+
+`BertForSequenceClassification.from_pretrained(FOLDER)` loads the same weights as a plain, dense
+BERT.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")

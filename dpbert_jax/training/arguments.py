@@ -52,7 +52,7 @@ class TrainArguments:
     distillation_learning_rate: float | None = flag(
         None,
         "Peak learning rate of the backbone in stages 2 and 3, which go on from and learn from "
-        "the model of stage 1. Default: half of --learning_rate.",
+        "the model of stage 1. Default: --learning_rate.",
     )
     planner_learning_rate: float = flag(1e-2, "Learning rate of the planner in stage 2.")
     weight_decay: float = flag(0.01, "AdamW's, on all but biases, LayerNorm and the planner.")
@@ -111,4 +111,4 @@ class TrainArguments:
         """Peak learning rate of the backbone in a stage."""
         if stage == "dense":
             return self.learning_rate
-        return self.distillation_learning_rate or self.learning_rate / 2
+        return self.distillation_learning_rate or self.learning_rate

@@ -130,13 +130,35 @@ def test_a_peer_computes_the_dense_model(name, tiny_run, tmp_path):
     batch = random_batch(subject.config.bert, 3, 8, seed=1)
     batch["input_ids"] = batch["input_ids"] % 20
     batch["attention_mask"][1, 5:] = 0
-    peers.export_dense(tmp_path, [name], subject.config, subject.params)
+    peers.write_models(tmp_path, [name], subject.config, subject.params)
     peer = peers.Peer(name, tmp_path, threads=1)
     (logits,), seconds = peer.run([batch], repeats=2)
     peer.close()
     execute = make_executor("masked", subject.config, subject.params)
     np.testing.assert_allclose(logits, execute(batch, Rule(1.0, -np.inf, 2)).logits, atol=1e-5)
     assert len(seconds) == 2
+
+
+@pytest.mark.parametrize("name", ["export-onnx", "export-int8", "export-torch"])
+def test_an_exported_model_is_a_peer_that_skips(name, tiny_run, tmp_path):
+    if peers.available([name])[1]:
+        pytest.skip(f"{name} is not installed")
+    subject = load_subject(flags(tiny_run))
+    batch = random_batch(subject.config.bert, 2, 8, seed=1)
+    batch["input_ids"] = batch["input_ids"] % 20
+    peers.write_models(tmp_path, [name], subject.config, subject.params)
+    peer = peers.Peer(name, tmp_path, threads=1)
+    execute = make_executor("masked", subject.config, subject.params)
+    for keep in (1, 2, 3):
+        (logits,), _ = peer.run([exports.with_budget(batch, keep / 3)])
+        wanted = execute(batch, subject.rule(keep)).logits
+        np.testing.assert_allclose(logits, wanted, atol=0.05 if "int8" in name else 1e-5)
+    peer.close()
+
+
+def test_exported_models_are_not_timed_on_data(tiny_run):
+    with pytest.raises(UserError, match="without --data only"):
+        flags(tiny_run, data="glue_data/SST-2", peers="export-onnx")
 
 
 def test_a_peer_that_fails_says_why(tmp_path):

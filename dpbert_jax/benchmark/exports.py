@@ -1,0 +1,81 @@
+"""The exported model as a peer that skips: rule top_k, the budget comes with the call."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.convert.huggingface import save_weights
+from dpbert_jax.convert.torch_folder import save_torch_code
+from dpbert_jax.model import Params
+
+PACKAGES = {
+    "export-onnx": ("onnx", "onnxruntime"),
+    "export-int8": ("onnx", "onnxruntime"),
+    "export-torch": ("torch",),
+}
+BUDGET = "budget"  # beside the inputs of a call: layers kept, as a share of all
+
+Call = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+def with_budget(batch: Mapping[str, np.ndarray], share: float) -> dict[str, np.ndarray]:
+    """The batch of a call that runs a share of the layers."""
+    return {**batch, BUDGET: np.array(share, np.float32)}
+
+
+def write_export(folder: Path, name: str, config: DPBertConfig, params: Params) -> None:
+    """Writes what the peer loads; every number of layers that the stem allows can be asked for."""
+    assert config.planner is not None
+    lowest = config.stem_layers / config.bert.num_hidden_layers
+    planner = dataclasses.replace(config.planner, min_budget=lowest, max_budget=1.0, min_layers=0)
+    config = dataclasses.replace(config, planner=planner)
+    if name == "export-torch":
+        (folder / name).mkdir()
+        save_weights(folder / name, config, params)
+        save_torch_code(folder / name, config)
+        return
+    import onnx
+
+    from dpbert_jax.convert.onnx_planned import planned_onnx
+
+    model = planned_onnx(config, params, "top_k", int8=name == "export-int8")
+    onnx.save(model, str(folder / f"{name}.onnx"))
+
+
+def load_exported_torch(folder: Path, threads: int) -> Call:
+    torch: Any = importlib.import_module("torch")
+    from transformers import AutoModelForSequenceClassification
+
+    torch.set_num_threads(threads)
+    load = AutoModelForSequenceClassification.from_pretrained
+    model = load(folder / "export-torch", trust_remote_code=True).eval()
+
+    def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        inputs = dict(batch)
+        # The share crossed in float32: 1/3 must not become a layer less.
+        budget = min(float(inputs.pop(BUDGET)) + 1e-6, 1.0)
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(np.int64(ids)) for name, ids in inputs.items()}
+            return model(**tensors, budget=budget, plan_rule="top_k").logits.numpy()
+
+    return call
+
+
+def load_exported_onnx(name: str, folder: Path, threads: int) -> Call:
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(
+        str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+
+    def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        inputs = {n: v if n == BUDGET else np.int64(v) for n, v in batch.items()}
+        return session.run(["logits"], inputs)[0]
+
+    return call
