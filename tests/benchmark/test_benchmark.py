@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from dpbert_jax.benchmark import peers
+from dpbert_jax.benchmark import exports, peers
 from dpbert_jax.benchmark.__main__ import benchmark
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
 from dpbert_jax.benchmark.subjects import load_subject, random_batch, subset
