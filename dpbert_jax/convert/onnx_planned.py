@@ -98,12 +98,8 @@ def _layer(
     def joined(inputs: str, states: str, part: str, norm: str) -> str:
         """LayerNorm of a product's output, its bias and the residual."""
         output, bias = product(inputs, part)
-        scale = graph.constant(f"{name}.{norm}.scale", params[norm]["scale"])
-        shift = graph.constant(f"{name}.{norm}.bias", params[norm]["bias"])
-        inputs_ = (output, states, scale, shift, bias)
-        return graph.add(
-            "SkipLayerNormalization", *inputs_, domain=MICROSOFT, epsilon=config.layer_norm_eps
-        )
+        total = graph.add("Add", graph.add("Add", output, bias), states)
+        return _layer_norm(graph, config, params[norm], f"{name}.{norm}", total)
 
     states = joined(context, states, "attention_output", "attention_layer_norm")
     wide, bias = product(states, "intermediate")
@@ -113,6 +109,21 @@ def _layer(
         kind = {"gelu": "BiasGelu", "gelu_new": "FastGelu"}[config.hidden_act]
         wide = graph.add(kind, wide, bias, domain=MICROSOFT)
     return joined(wide, states, "output", "output_layer_norm")
+
+
+def _layer_norm(graph: Graph, config: BertConfig, params: Params, name: str, inputs: str) -> str:
+    """LayerNorm over the features, in operators that onnxruntime does not fuse.
+
+    Its fused kernels go through a row element by element: at 128 tokens of 384 features they took
+    a quarter of an int8 layer's time, these a third of that.
+    """
+    centred = graph.add("Sub", inputs, graph.add("ReduceMean", inputs, axes=[-1]))
+    variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), axes=[-1])
+    epsilon = graph.constant("layer_norm_eps", config.layer_norm_eps)
+    deviation = graph.add("Sqrt", graph.add("Add", variance, epsilon))
+    normal = graph.add("Mul", centred, graph.add("Reciprocal", deviation))
+    scaled = graph.add("Mul", normal, graph.constant(f"{name}.scale", params["scale"]))
+    return graph.add("Add", scaled, graph.constant(f"{name}.bias", params["bias"]))
 
 
 def _int8_layer(
