@@ -66,13 +66,16 @@ def load_exported_torch(folder: Path, threads: int) -> Call:
     return call
 
 
-def load_exported_onnx(name: str, folder: Path, threads: int) -> Call:
+def onnx_session(path: Path, threads: int) -> Any:
+    """A graph in onnxruntime, on the CPU."""
     onnxruntime: Any = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(
-        str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def load_exported_onnx(name: str, folder: Path, threads: int) -> Call:
+    session = onnx_session(folder / f"{name}.onnx", threads)
 
     def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         inputs = {n: v if n == BUDGET else np.int64(v) for n, v in batch.items()}

@@ -100,12 +100,7 @@ def _load_torch(folder: Path, threads: int) -> Call:
 
 
 def _load_onnxruntime(folder: Path, threads: int) -> Call:
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(
-        str(folder / "fused.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    session = exports.onnx_session(folder / "fused.onnx", threads)
     types = {i.name: np.int32 if "int32" in i.type else np.int64 for i in session.get_inputs()}
 
     def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,6 +33,14 @@ def plot_score_against_cost(
     plt.close(figure)
 
 
+def _panels(count: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure of `count` panels side by side with one vertical axis; sizes in inches."""
+    figure, panels = plt.subplots(
+        1, count, figsize=(width, height), sharey=True, layout="constrained", squeeze=False
+    )
+    return figure, panels[0]
+
+
 def plot_layers_per_input(path: Path, plans: dict[float, np.ndarray], title: str) -> None:
     """A panel for each budget: a row for every input, dark where a layer runs.
 
@@ -41,15 +50,8 @@ def plot_layers_per_input(path: Path, plans: dict[float, np.ndarray], title: str
     Args:
         plans: layer_mask [N, L] by budget.
     """
-    figure, panels = plt.subplots(
-        1,
-        len(plans),
-        figsize=(2.6 * len(plans) + 1, 4.5),
-        sharey=True,
-        layout="constrained",
-        squeeze=False,
-    )
-    for axes, (budget, layer_mask) in zip(panels[0], plans.items(), strict=True):
+    figure, panels = _panels(len(plans), 2.6 * len(plans) + 1, 4.5)
+    for axes, (budget, layer_mask) in zip(panels, plans.items(), strict=True):
         rows, layers = layer_mask.shape
         order = np.lexsort((*layer_mask.T, layer_mask.sum(axis=1)))
         axes.imshow(
@@ -69,7 +71,7 @@ def plot_layers_per_input(path: Path, plans: dict[float, np.ndarray], title: str
         distinct = len(np.unique(layer_mask, axis=0))
         axes.set_title(f"budget {budget:g}\n{mean:.2f} layers, {distinct} plan(s)", fontsize=10)
         axes.set_xlabel("layer (dark: runs)")
-    panels[0, 0].set_ylabel("inputs, sorted by plan (%)")
+    panels[0].set_ylabel("inputs, sorted by plan (%)")
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -90,16 +92,9 @@ def plot_layers_by_difficulty(
     """
     order = np.argsort(difficulty, kind="stable")
     fifths = np.array_split(order, min(5, len(order)))
-    figure, panels = plt.subplots(
-        1,
-        len(plans),
-        figsize=(2.4 * len(plans) + 1.4, 3.6),
-        sharey=True,
-        layout="constrained",
-        squeeze=False,
-    )
+    figure, panels = _panels(len(plans), 2.4 * len(plans) + 1.4, 3.6)
     image = None
-    for axes, (budget, layer_mask) in zip(panels[0], plans.items(), strict=True):
+    for axes, (budget, layer_mask) in zip(panels, plans.items(), strict=True):
         shares = np.array([layer_mask[rows].mean(axis=0) for rows in fifths])  # [fifths, L]
         image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1)
         axes.set_xticks(range(shares.shape[1]))
@@ -107,11 +102,11 @@ def plot_layers_by_difficulty(
         depths = [layer_mask[rows].sum(axis=1).mean() for rows in fifths]
         spread = f"{depths[0]:.2f} to {depths[-1]:.2f} layers"
         axes.set_title(f"budget {budget:g}\n{spread}", fontsize=10)
-    panels[0, 0].set_yticks(range(len(fifths)))
-    panels[0, 0].set_yticklabels([f"{i + 1}" for i in range(len(fifths))])
-    panels[0, 0].set_ylabel(f"fifth by {meaning}\n(1: easiest)")
+    panels[0].set_yticks(range(len(fifths)))
+    panels[0].set_yticklabels([f"{i + 1}" for i in range(len(fifths))])
+    panels[0].set_ylabel(f"fifth by {meaning}\n(1: easiest)")
     if image is not None:
-        figure.colorbar(image, ax=panels[0], label="share of inputs that run the layer")
+        figure.colorbar(image, ax=panels, label="share of inputs that run the layer")
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=140)
     plt.close(figure)

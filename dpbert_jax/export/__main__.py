@@ -38,10 +38,11 @@ def export(args: ExportArguments) -> bool:
     # Nothing lies under the asked name before it is whole, and verified where that was asked.
     partial = folder.with_name(folder.name + ".partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be written: {error.strerror}.") from error
+    except OSError as error:  # a folder of that name may be anybody's: it is not removed
+        raise UserError(
+            f"--output {folder} cannot be written: {partial}: {error.strerror}."
+        ) from error
     try:
         chosen.write(partial, model)
         agrees = True

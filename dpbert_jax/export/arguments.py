@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from dpbert_jax.cli import flag
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.formats import FORMATS
+from dpbert_jax.inference import PLAN_RULES
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class ExportArguments:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise UserError(f"--format is '{self.format}', but must be one of {list(FORMATS)}.")
+        if self.plan_rule not in PLAN_RULES:
+            raise UserError(
+                f"--plan_rule is '{self.plan_rule}', but must be one of {list(PLAN_RULES)}."
+            )
         if self.int8 and self.format != "onnx":
             raise UserError("--int8 is for --format onnx only.")
         if self.verify_samples < 1:

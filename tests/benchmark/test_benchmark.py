@@ -121,17 +121,22 @@ def test_a_peer_that_is_not_installed_is_named_and_skipped(tiny_run, monkeypatch
     assert set(report["skipped_peers"]) == {"torch"}
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
-def test_a_peer_computes_the_dense_model(name, tiny_run, tmp_path):
-    """Ragged rows; in a process of its own, as in the benchmark."""
+def started(name, run, folder):
+    """The subject, ragged rows for it, and the peer in its process."""
     if peers.available([name])[1]:
         pytest.skip(f"{name} is not installed")
-    subject = load_subject(flags(tiny_run))
+    subject = load_subject(flags(run))
     batch = random_batch(subject.config.bert, 3, 8, seed=1)
     batch["input_ids"] = batch["input_ids"] % 20
     batch["attention_mask"][1, 5:] = 0
-    peers.write_models(tmp_path, [name], subject.config, subject.params)
-    peer = peers.Peer(name, tmp_path, threads=1)
+    peers.write_models(folder, [name], subject.config, subject.params)
+    return subject, batch, peers.Peer(name, folder, threads=1)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
+def test_a_peer_computes_the_dense_model(name, tiny_run, tmp_path):
+    """Ragged rows; in a process of its own, as in the benchmark."""
+    subject, batch, peer = started(name, tiny_run, tmp_path)
     (logits,), seconds = peer.run([batch], repeats=2)
     peer.close()
     execute = make_executor("masked", subject.config, subject.params)
@@ -141,13 +146,7 @@ def test_a_peer_computes_the_dense_model(name, tiny_run, tmp_path):
 
 @pytest.mark.parametrize("name", ["export-onnx", "export-int8", "export-torch"])
 def test_an_exported_model_is_a_peer_that_skips(name, tiny_run, tmp_path):
-    if peers.available([name])[1]:
-        pytest.skip(f"{name} is not installed")
-    subject = load_subject(flags(tiny_run))
-    batch = random_batch(subject.config.bert, 2, 8, seed=1)
-    batch["input_ids"] = batch["input_ids"] % 20
-    peers.write_models(tmp_path, [name], subject.config, subject.params)
-    peer = peers.Peer(name, tmp_path, threads=1)
+    subject, batch, peer = started(name, tiny_run, tmp_path)
     execute = make_executor("masked", subject.config, subject.params)
     for keep in (1, 2, 3):
         (logits,), _ = peer.run([exports.with_budget(batch, keep / 3)])

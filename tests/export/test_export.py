@@ -116,6 +116,11 @@ def test_wrong_calls_are_sentences(tiny_run, tmp_path, monkeypatch):
     for name in ("used", "a file"):
         with pytest.raises(UserError, match=r"in use: name a folder that is new or empty"):
             cli.export(flags(tiny_run, tmp_path / name))
+    (tmp_path / "out.partial").mkdir()
+    with pytest.raises(UserError, match=r"out\.partial: File exists"):
+        cli.export(flags(tiny_run, tmp_path / "out"))
+    assert (tmp_path / "out.partial").exists()
+    (tmp_path / "out.partial").rmdir()
     with pytest.raises(UserError, match=r"has no config\.json"):
         cli.export(flags(tmp_path / "used", tmp_path / "out"))
     with pytest.raises(UserError, match="must be one of"):
@@ -123,7 +128,7 @@ def test_wrong_calls_are_sentences(tiny_run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--int8 is for --format onnx only"):
         flags(tiny_run, tmp_path / "out", "stablehlo", int8=True)
     with pytest.raises(UserError, match="--plan_rule is 'best'"):
-        cli.export(flags(tiny_run, tmp_path / "out", plan_rule="best"))
+        flags(tiny_run, tmp_path / "out", "huggingface", plan_rule="best")
     with pytest.raises(UserError, match="--int8 is for models with a planner"):
         cli.export(flags(tiny_run / "teacher", tmp_path / "out", int8=True))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
