@@ -7,8 +7,10 @@ from typing import Any
 from dpbert_jax.errors import UserError
 
 TEACHER = "teacher"  # the dense model of stage 1, a plain Hugging Face BERT folder
+BEST = "best"  # the model of the best epoch so far, with --keep_best
 BASELINES = "baselines"  # what `python -m dpbert_jax.baselines` trained for the run
 TRAIN_CONFIG = "train_config.json"
+RESOLVED = "resolved"  # in it, what followed from the flags and the devices
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
@@ -17,6 +19,17 @@ WANDB = "wandb"
 
 def read_train_config(folder: Path) -> dict[str, Any]:
     """The flags that a run was started with."""
+    record = _read_record(folder)
+    record.pop(RESOLVED, None)
+    return record
+
+
+def read_resolved(folder: Path) -> dict[str, Any]:
+    """What followed from the flags and the devices: `global_batch_size`, rows a step."""
+    return _read_record(folder)[RESOLVED]
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / TRAIN_CONFIG
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.convert import load_run
-from dpbert_jax.data import TaskData, load_task
+from dpbert_jax.data import TaskData, TokenizedSplit, load_task
 from dpbert_jax.errors import UserError
 from dpbert_jax.model import Params
 from dpbert_jax.run_folder import TEACHER, read_train_config
@@ -51,6 +51,10 @@ class Run(NamedTuple):
         stages = plan_stages(self.rows, self.args)
         return sum(stage.num_steps for stage in stages if stage.name != "dense")
 
+    def teacher_logits(self, split: TokenizedSplit) -> np.ndarray:
+        """What the dense model says of a split's rows; [N, C]."""
+        return teacher_logits(self.teacher_config, self.teacher_params, split, self.args)
+
 
 def open_run(folder: str) -> Run:
     """Loads a run and its training rows.
@@ -81,7 +85,7 @@ def mean_plan_losses(run: Run) -> tuple[np.ndarray, np.ndarray]:
         run.config,
         run.params,
         run.rows.held_out,
-        teacher_logits(run.folder, run.rows.held_out, run.args),
+        run.teacher_logits(run.rows.held_out),
         max_seq_length=run.args.max_seq_length,
         seed=run.args.seed,
     )

@@ -17,7 +17,7 @@ from dpbert_jax.convert import save_folder
 from dpbert_jax.model import DPBert, Params
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.training.objective import stage_loss
-from dpbert_jax.training.rows import compute_dtype, teacher_logits
+from dpbert_jax.training.rows import compute_dtype
 from dpbert_jax.training.step import AXIS
 
 
@@ -42,7 +42,7 @@ def train_static(run: Run, layer_mask: np.ndarray) -> Path:
     config, params = keep_layers(run.teacher_config, run.teacher_params, layers)
     model = DPBert(config, compute_dtype(run.args))
     loss = partial(stage_loss, "dense", model, axis_name=AXIS)
-    distilled = teacher_logits(run.folder, run.rows.kept, run.args)
+    distilled = run.teacher_logits(run.rows.kept)
     name = f"static {'.'.join(map(str, layers))}"
     params = fit(run, name, loss, config, params, distilled)
     folder = static_folder(run.folder, len(layers))

@@ -6,6 +6,14 @@ from dpbert_jax.convert.huggingface import (
     load_tokenizer,
     resolve_folder,
     save_folder,
+    save_weights,
 )
 
-__all__ = ["load_params", "load_run", "load_tokenizer", "resolve_folder", "save_folder"]
+__all__ = [
+    "load_params",
+    "load_run",
+    "load_tokenizer",
+    "resolve_folder",
+    "save_folder",
+    "save_weights",
+]

@@ -85,18 +85,21 @@ def batches(
     epoch: int = 0,
     start: int = 0,
     pad_token_id: int = 0,
+    own: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """The batches of `epoch_schedule`, each with exactly `batch_size` rows.
 
     `start` is the number of batches to skip, which are then not built: a run that stopped after k
     steps of an epoch goes on with `start=k`. The short batch, if any, is filled up with padding
-    rows of weight 0.
+    rows of weight 0. `own` are the positions in a batch to build, where other processes build the
+    others; default: all.
     """
     if start < 0:
         raise ValueError(f"start must not be negative, got {start}")
     schedule = epoch_schedule(split.lengths, batch_size, max_seq_length, seed=seed, epoch=epoch)
     for length, rows in schedule[start:]:
-        yield _build(split, length, rows, batch_size, pad_token_id)
+        indices = _filled(rows, batch_size)
+        yield _build(split, length, indices if own is None else indices[own], pad_token_id)
 
 
 def chunks(
@@ -115,7 +118,7 @@ def chunks(
     num_rows = max(min(num_rows, len(split), MAX_CHUNK_SLOTS // length), 1)
     for start in range(0, len(split), num_rows):
         rows = np.arange(start, min(start + num_rows, len(split)))
-        yield _build(split, length, rows, num_rows, pad_token_id)
+        yield _build(split, length, _filled(rows, num_rows), pad_token_id)
 
 
 def _bucket_lengths(lengths: np.ndarray, max_seq_length: int) -> np.ndarray:
@@ -126,36 +129,35 @@ def _bucket_lengths(lengths: np.ndarray, max_seq_length: int) -> np.ndarray:
     return np.asarray(edges)[np.searchsorted(edges, lengths)]
 
 
-def _build(
-    split: TokenizedSplit, length: int, rows: np.ndarray, batch_size: int, pad_token_id: int
-) -> Batch:
-    """The batch with rows `rows` of the split, `length` tokens wide."""
-    shape = (batch_size, length)
-    input_ids = np.full(shape, pad_token_id, np.int32)
-    attention_mask = np.zeros(shape, np.int32)
-    token_type_ids = np.zeros(shape, np.int32)
-    for position, row in enumerate(rows):
-        span = slice(split.offsets[row], split.offsets[row + 1])
-        width = span.stop - span.start
-        input_ids[position, :width] = split.token_ids[span]
-        token_type_ids[position, :width] = split.type_ids[span]
-        attention_mask[position, :width] = 1
-    # A padding row attends to one pad token: a softmax over no position at all would be NaN.
-    attention_mask[len(rows) :, 0] = 1
-
-    weights = np.zeros(batch_size, np.float32)
-    weights[: len(rows)] = 1.0
+def _filled(rows: np.ndarray, batch_size: int) -> np.ndarray:
+    """Row numbers with -1 for padding behind them; int32 [B]."""
     indices = np.full(batch_size, -1, np.int32)
     indices[: len(rows)] = rows
+    return indices
+
+
+def _build(split: TokenizedSplit, length: int, indices: np.ndarray, pad_token_id: int) -> Batch:
+    """The batch of the split's rows `indices`, `length` tokens wide; -1 stands for padding."""
+    real = indices >= 0
+    begin = split.offsets[indices]
+    width = np.where(real, split.offsets[indices + 1] - begin, 0)
+    filled = np.arange(length) < width[:, None]
+    where = (begin[:, None] + np.arange(length))[filled]
+    input_ids = np.full(filled.shape, pad_token_id, np.int32)
+    token_type_ids = np.zeros(filled.shape, np.int32)
+    input_ids[filled] = split.token_ids[where]
+    token_type_ids[filled] = split.type_ids[where]
+    attention_mask = filled.astype(np.int32)
+    # A padding row attends to one pad token: a softmax over no position at all would be NaN.
+    attention_mask[~real, 0] = 1
+
     batch: Batch = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "token_type_ids": token_type_ids,
-        "weights": weights,
+        "weights": real.astype(np.float32),
         "indices": indices,
     }
     if split.labels is not None:
-        labels = np.zeros(batch_size, split.labels.dtype)
-        labels[: len(rows)] = split.labels[rows]
-        batch["labels"] = labels
+        batch["labels"] = np.where(real, split.labels[indices], 0).astype(split.labels.dtype)
     return batch

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from dpbert_jax import hosts
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskSpec, TokenizedSplit, batches, chunks
 from dpbert_jax.evaluation.metrics import compute_metrics, score, share_kept
@@ -38,6 +39,8 @@ def predict(
 ) -> Predictions:
     """Runs an executor over a split: in length-bucketed batches, and `packed` in whole chunks.
 
+    With several processes each runs its part of the rows, and all get the whole.
+
     Since every plan of a chunk is known before its layers run, `packed` runs each layer on full
     tiles of the rows that need it, whatever their lengths; memory is bounded by the chunk.
 
@@ -47,6 +50,11 @@ def predict(
         warm_up: whether to run a batch of every shape first, so that `seconds` has no compilation.
         progress: what to call this on the progress bar; None shows none.
     """
+
+    count, own = len(split), hosts.own_rows(len(split))
+    if len(own) < count:
+        split = split.take(own)
+        layer_mask = None if layer_mask is None else layer_mask[own]
 
     def make_batches() -> Any:
         make = chunks if execute.name == "packed" else batches
@@ -78,6 +86,7 @@ def predict(
         bar.update(len(rows))
     seconds = time.perf_counter() - started
     bar.close()
+    logits, plans, cost = (hosts.all_rows(values, count) for values in (logits, plans, cost))
     return Predictions(logits, plans, cost, seconds)
 
 

@@ -7,11 +7,12 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from dpbert_jax import hosts
 from dpbert_jax.config import DPBertConfig, write_config
 from dpbert_jax.convert import load_run
 from dpbert_jax.data import TaskData, TokenizedSplit, tokenize
@@ -35,9 +36,32 @@ Result = dict[str, Any]
 BATCH_SIZES = {"cond": 1, "masked": 32, "chunked": 32, "packed": CHUNK_ROWS}
 
 
+class Subject(NamedTuple):
+    """A model and the dense one that it is held against, where there is one."""
+
+    folder: Path
+    config: DPBertConfig
+    params: Params
+    tokenizer: Any
+    dense_config: DPBertConfig | None
+    dense_params: Params | None
+
+
 def evaluate_run(args: EvalArguments) -> list[Result]:
-    """Evaluates, prints the table, writes what was asked; one result for each split and budget."""
+    """Evaluates a folder, prints the table, writes what was asked: see `evaluate`."""
     folder, config, params, tokenizer = load_run(args.model_name_or_path)
+    dense_config = dense_params = None
+    if (folder / TEACHER).is_dir():
+        _, dense_config, dense_params, _ = load_run(str(folder / TEACHER))
+    return evaluate(Subject(folder, config, params, tokenizer, dense_config, dense_params), args)
+
+
+def evaluate(subject: Subject, args: EvalArguments) -> list[Result]:
+    """Evaluates, prints the table, writes what was asked; one result for each split and budget.
+
+    With several processes each takes its part of the rows, all have the results, the first prints.
+    """
+    folder, config, params, tokenizer = subject[:4]
     for budget in args.budget:
         check_budget(config, budget)
     if args.calibrate and config.planner is None:
@@ -52,9 +76,8 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
     batch_size = args.per_device_eval_batch_size or BATCH_SIZES.get(args.executor, 1)
 
     run = _runner(args, config, params, batch_size)
-    if (folder / TEACHER).is_dir():
-        _, dense_config, dense_params, _ = load_run(str(folder / TEACHER))
-        run_dense = _runner(args, dense_config, dense_params, batch_size)
+    if subject.dense_config and subject.dense_params:
+        run_dense = _runner(args, subject.dense_config, subject.dense_params, batch_size)
         dense_model = "teacher"
     else:
         run_dense, dense_model = run, "self"
@@ -93,7 +116,8 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
             )
         if args.plot_dir:
             _plot(Path(args.plot_dir), task, name, results, plans)
-    _print_table(results)
+    if hosts.is_main():
+        _print_table(results)
     if args.json:
         _write_json(Path(args.json), results)
     return results

@@ -37,17 +37,20 @@ class DPBert(nn.Module):
 
     Parameters are one subtree a part: `embeddings`, `layer_0` .. `layer_{L-1}`, `head`, and
     `planner` where the config has one. Layers are never stacked: a skipped layer's weights are
-    then never touched.
+    then never touched. With `gradient_checkpointing` the backward pass computes each layer's inside
+    anew from its input: less memory, more time.
     """
 
     config: DPBertConfig
     dtype: DTypeLike = jnp.float32
+    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         bert = self.config.bert
         self.embeddings = Embeddings(bert, self.dtype)
+        make: Any = nn.remat(Layer) if self.gradient_checkpointing else Layer
         self.layers = [
-            Layer(bert, self.dtype, name=f"layer_{i}") for i in range(bert.num_hidden_layers)
+            make(bert, self.dtype, name=f"layer_{i}") for i in range(bert.num_hidden_layers)
         ]
         self.head = Head(bert, self.dtype)
         if self.config.planner:

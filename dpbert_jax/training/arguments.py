@@ -1,10 +1,13 @@
 """The flags of `train.py`, named as in Hugging Face's run_glue."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dpbert_jax.cli import flag
 from dpbert_jax.errors import UserError
 from dpbert_jax.training.tracker import REPORTERS
+
+NEVER, ALWAYS, AUTO = "never", "always", "auto"
 
 POSITIVE = (
     "max_seq_length",
@@ -43,7 +46,18 @@ class TrainArguments:
     max_train_samples: int | None = flag(None, "Use the first rows of the training set only.")
     max_eval_samples: int | None = flag(None, "Use the first rows of each validation set only.")
     overwrite_output_dir: bool = flag(False, "Replace the run that the output folder holds.")
-    resume: bool = flag(False, "Go on from the newest good checkpoint of the output folder.")
+    resume: Literal["never", "always", "auto"] = field(
+        default=NEVER,
+        metadata={
+            "help": "Go on from the newest good checkpoint of the output folder; auto: or begin, "
+            "where it holds no run.",
+            "nargs": "?",
+            "const": ALWAYS,
+        },
+    )
+    multihost: bool = flag(
+        False, "One of several processes; on TPU slices of several hosts that is seen by itself."
+    )
     seed: int = flag(42, "Seed of the head, the planner, the order of rows, dropout and gates.")
     per_device_train_batch_size: int = flag(32, "Rows on each device in a micro-batch.")
     per_device_eval_batch_size: int = flag(32, "Rows in an evaluation batch.")
@@ -72,6 +86,14 @@ class TrainArguments:
         None, "Layers that every input runs at least, the stem's among them. Default: a third."
     )
     stem_layers: int = flag(1, "Layers that always run before the planner; 0: embeddings only.")
+    keep_best: float | None = flag(
+        None,
+        "Score the validation rows at this budget behind every epoch of stage 3, and end with the "
+        "parameters of the best one.",
+    )
+    gradient_checkpointing: bool = flag(
+        False, "Compute each layer anew in the backward pass: less memory, more time."
+    )
     bf16: bool = flag(False, "Compute in bfloat16; parameters and reductions stay float32.")
     save_steps: int = flag(500, "Steps between checkpoints; each stage's end is saved as well.")
     logging_steps: int = flag(50, "Steps between lines of metrics.jsonl.")
@@ -95,6 +117,14 @@ class TrainArguments:
             )
         if self.num_final_epochs is not None and self.num_final_epochs < 0:
             raise UserError(f"--num_final_epochs is {self.num_final_epochs}, below 0.")
+        if self.keep_best is not None:
+            if not (self.keep_best == 1 or self.min_budget <= self.keep_best <= self.max_budget):
+                raise UserError(
+                    f"--keep_best is {self.keep_best}, but must be 1 or lie between --min_budget "
+                    f"({self.min_budget}) and --max_budget ({self.max_budget})."
+                )
+            if self.num_final_epochs == 0:
+                raise UserError("--keep_best chooses among stage 3's epochs, but there are none.")
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -9,15 +9,18 @@ from typing import Any
 from dpbert_jax.errors import UserError
 from dpbert_jax.run_folder import (
     BASELINES,
+    BEST,
     CHECKPOINTS,
     METRICS,
+    RESOLVED,
     TEACHER,
     TENSORBOARD,
     TRAIN_CONFIG,
     WANDB,
+    read_resolved,
     read_train_config,
 )
-from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.arguments import ALWAYS, NEVER, TrainArguments
 
 # What a run writes; only this is removed when a run is replaced.
 RUN_FILES = (
@@ -30,8 +33,9 @@ RUN_FILES = (
     "vocab.txt",
     METRICS,
     TRAIN_CONFIG,
+    f"{TRAIN_CONFIG}.partial",
 )
-RUN_FOLDERS = (CHECKPOINTS, TEACHER, BASELINES, TENSORBOARD, WANDB)
+RUN_FOLDERS = (BEST, CHECKPOINTS, TEACHER, BASELINES, TENSORBOARD, WANDB)
 
 # These may differ between a run and its resumption: they change no parameter.
 FREE_FLAGS = (
@@ -43,11 +47,15 @@ FREE_FLAGS = (
     "report_to",
     "per_device_eval_batch_size",
     "max_eval_samples",
+    "multihost",
+    "per_device_train_batch_size",  # the global batch may not
 )
 
 
-def open_output(args: TrainArguments) -> Path:
+def open_output(args: TrainArguments, global_batch_size: int) -> Path:
     """Makes the folder ready for this run and records the flags in `train_config.json`.
+
+    `--resume auto` goes on with the run that the folder holds, or begins one where it holds none.
 
     Raises:
         UserError: the folder holds something else, or another run that was not to be replaced, or
@@ -56,14 +64,15 @@ def open_output(args: TrainArguments) -> Path:
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file.")
-    if args.resume and args.overwrite_output_dir:
+    if args.resume != NEVER and args.overwrite_output_dir:
         raise UserError("--resume and --overwrite_output_dir contradict each other.")
     holds_run = (folder / TRAIN_CONFIG).exists()
     occupied = folder.exists() and any(folder.iterdir())
-    if args.resume:
-        if not holds_run:
-            raise UserError(f"--resume: {folder} holds no run to go on with.")
-        _refuse_changes(args, read_train_config(folder))
+    if args.resume == ALWAYS and not holds_run:
+        raise UserError(f"--resume: {folder} holds no run to go on with.")
+    resuming = args.resume != NEVER and holds_run
+    if resuming:
+        _refuse_changes(args, global_batch_size, folder)
     elif occupied and not holds_run:
         raise UserError(
             f"--output_dir {folder} is not empty and holds no run of this library; name another."
@@ -79,9 +88,11 @@ def open_output(args: TrainArguments) -> Path:
         for name in RUN_FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    if not args.resume:
-        text = json.dumps(_recorded(args), indent=2)
-        (folder / TRAIN_CONFIG).write_text(text + "\n", encoding="utf-8")
+    if not resuming:
+        record = {**_recorded(args), RESOLVED: {"global_batch_size": global_batch_size}}
+        partial = folder / f"{TRAIN_CONFIG}.partial"
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        partial.replace(folder / TRAIN_CONFIG)  # a folder that has it can be resumed
     return folder
 
 
@@ -94,8 +105,8 @@ def _recorded(args: TrainArguments) -> dict[str, Any]:
     return values
 
 
-def _refuse_changes(args: TrainArguments, before: dict[str, Any]) -> None:
-    now = _recorded(args)
+def _refuse_changes(args: TrainArguments, global_batch_size: int, folder: Path) -> None:
+    now, before = _recorded(args), read_train_config(folder)
     changed = [
         f"--{name} was {before.get(name)}, is {now[name]}"
         for name in now
@@ -103,3 +114,10 @@ def _refuse_changes(args: TrainArguments, before: dict[str, Any]) -> None:
     ]
     if changed:
         raise UserError(f"--resume needs the flags that the run had: {'; '.join(changed)}.")
+    had = read_resolved(folder)["global_batch_size"]
+    if had != global_batch_size:
+        raise UserError(
+            f"--resume: the run learned from {had} rows a step, and this would be "
+            f"{global_batch_size}. Rows a step = --per_device_train_batch_size x devices x "
+            "--gradient_accumulation_steps: change the first to make up for other devices."
+        )

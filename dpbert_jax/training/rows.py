@@ -5,20 +5,19 @@ finds the very rows that the run held out.
 """
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpbert_jax.convert import load_run
+from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskData, TokenizedSplit, num_batches, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
-from dpbert_jax.run_folder import TEACHER
+from dpbert_jax.model import Params
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import StagePlan
 from dpbert_jax.training.objective import StageName
@@ -52,7 +51,8 @@ def training_rows(task: TaskData, tokenizer: Any, args: TrainArguments) -> Rows:
 
 
 def global_batch_size(args: TrainArguments) -> int:
-    devices = jax.local_device_count()
+    """Rows that a step learns from: on all devices of all processes, in all micro-batches."""
+    devices = jax.device_count()
     return args.per_device_train_batch_size * devices * args.gradient_accumulation_steps
 
 
@@ -76,9 +76,10 @@ def plan_stages(rows: Rows, args: TrainArguments) -> list[StagePlan]:
     return plans
 
 
-def teacher_logits(folder: Path, split: TokenizedSplit, args: TrainArguments) -> np.ndarray:
+def teacher_logits(
+    config: DPBertConfig, params: Params, split: TokenizedSplit, args: TrainArguments
+) -> np.ndarray:
     """What the run's dense model says of a split's rows; [N, C]."""
-    _, config, params, _ = load_run(str(folder / TEACHER))
     return predict(
         make_executor("packed", config, params, compute_dtype(args)),
         resolve_rule(config, 1.0),

@@ -5,17 +5,24 @@ Resuming repeats the same four lines, whatever was interrupted:
 2. skip the stages before it;
 3. rebuild what the stage needs from what is on disk (teacher, thresholds), by the same programs;
 4. go on with the next batch of the schedule, which follows from (seed, stage, step).
+
+With several processes all of them go through the same lines; process 0 alone reads and writes the
+run's folder, and tells the others what it read.
 """
 
 import dataclasses
+import json
 import logging
+import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from dpbert_jax.config import DPBertConfig, PlannerConfig, read_config
+from dpbert_jax import hosts
+from dpbert_jax.config import DPBertConfig
 from dpbert_jax.convert import (
     load_params,
     load_tokenizer,
@@ -26,16 +33,19 @@ from dpbert_jax.data import TaskData, load_task
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
-from dpbert_jax.evaluation.report import evaluate_run
+from dpbert_jax.evaluation.report import Subject, evaluate
 from dpbert_jax.model import DPBert, Params, init_params
-from dpbert_jax.model.cost import planner_share
 from dpbert_jax.run_folder import CHECKPOINTS, TEACHER
 from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.checkpoint import Checkpoints, Position
+from dpbert_jax.training.configs import dense_config, planned_config
 from dpbert_jax.training.loop import StagePlan, run_stage
+from dpbert_jax.training.memory import check_memory, memory_explained
 from dpbert_jax.training.objective import stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.output import open_output
+from dpbert_jax.training.preemption import Preemption
 from dpbert_jax.training.refit import held_out_table, refit_planner
 from dpbert_jax.training.rows import (
     STAGES,
@@ -46,16 +56,49 @@ from dpbert_jax.training.rows import (
     teacher_logits,
     training_rows,
 )
-from dpbert_jax.training.step import AXIS, TrainState, create_state, make_train_step
-from dpbert_jax.training.tracker import Tracker, make_tracker
+from dpbert_jax.training.step import (
+    AXIS,
+    Sums,
+    TrainState,
+    create_state,
+    make_train_step,
+    own_positions,
+)
+from dpbert_jax.training.tracker import Tracker, Trackers, make_tracker
 
 logger = logging.getLogger(__name__)
 
 REPORTED_BUDGETS = (1.0, 0.75, 0.6)
 
 
+class _Run(NamedTuple):
+    """What a run is made of and writes to."""
+
+    args: TrainArguments
+    task: TaskData
+    tokenizer: Any
+    rows: Rows
+    folder: Path
+    dense: DPBertConfig
+    config: DPBertConfig  # with the planner
+    checkpoints: Checkpoints
+    tracker: Tracker
+    preemption: Preemption
+
+
 def train(args: TrainArguments) -> None:
-    """Runs or resumes `train.py`; leaves a run folder as DESIGN's contract has it."""
+    """Runs or resumes `train.py`; leaves a run folder as DESIGN's contract has it.
+
+    Raises:
+        SystemExit: SIGTERM or SIGINT came; what was done is saved.
+    """
+    if args.multihost or hosts.is_one_of_many(os.environ):
+        hosts.initialize()
+    with Preemption() as preemption:
+        _train(args, preemption)
+
+
+def _train(args: TrainArguments, preemption: Preemption) -> None:
     task = load_task(
         task_name=args.task_name,
         data_dir=args.data_dir,
@@ -65,110 +108,91 @@ def train(args: TrainArguments) -> None:
     if "train" not in task.splits:
         raise UserError("This data has no training split; train.py needs one.")
     source = resolve_folder(args.teacher or args.model_name_or_path or "")
-    dense_config = _dense_config(source, task, args)
-    config = _planned_config(dense_config, args)
+    dense = dense_config(source, task, args)
+    config = planned_config(dense, args)
     # All that can be refused is looked at before the output folder is claimed.
     tokenizer = load_tokenizer(source)
     fresh = () if args.teacher else ("classifier", "bert.pooler")
-    source_params = load_params(source, dense_config, fresh=fresh, seed=args.seed)
-    folder = open_output(args)
+    source_params = load_params(source, dense, fresh=fresh, seed=args.seed)
     rows = training_rows(task, tokenizer, args)
     plans = plan_stages(rows, args)
+    check_memory(config, rows.kept.lengths, args)
+    resolved = {
+        **dataclasses.asdict(args),
+        "global_batch_size": global_batch_size(args),
+        "model": dataclasses.asdict(config),
+    }
+    hosts.check_agreement("flags", json.dumps(resolved).encode())
+    hosts.check_agreement("training rows", rows.kept.token_ids.tobytes())
 
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
-    configs = {"dense": dense_config, "joint": config, "final": config}
-    restored = None
-    if args.resume:
-        restored = checkpoints.restore(
-            lambda index: _abstract_state(plans[index], configs[plans[index].name], args)
+    folder = hosts.on_main(lambda: open_output(args, global_batch_size(args)))
+    checkpoints = Checkpoints(Path(args.output_dir) / CHECKPOINTS, resolved)
+    restored = checkpoints.restore(
+        lambda index: _abstract_state(
+            plans[index], dense if plans[index].name == "dense" else config, args
         )
-    global_step, position, state = restored or (0, Position(-1, 0), None)
-    if args.resume:
+    )
+    global_step = restored[0] if restored else 0
+    if restored:
         logger.info("Going on from step %d.", global_step)
-    tracker = make_tracker(folder, args.report_to, global_step)
+    tracker = make_tracker(folder, args.report_to, global_step) if folder else Trackers([])
     tracker.log_config(dataclasses.asdict(args))
+    run = _Run(
+        args,
+        task,
+        tokenizer,
+        rows,
+        Path(args.output_dir),
+        dense,
+        config,
+        checkpoints,
+        tracker,
+        preemption,
+    )
     try:
-        params: Params = state.params if state else source_params
-        for plan in plans:
-            if plan.index < position.stage:
-                continue
-            stage_config = configs[plan.name]
-            if plan.name == "final":
-                # The same thresholds whether from the joint stage's end or from a state of this
-                # stage: they depend on frozen parameters only.
-                stage_config = _calibrated(stage_config, params, rows, args)
-            if plan.index > position.stage:
-                if plan.name == "joint":
-                    # The dense model is done: it stays as the teacher, and gets a planner.
-                    save_folder(folder / TEACHER, dense_config, params, tokenizer)
-                    params = {**params, "planner": init_params(config, args.seed)["planner"]}
-                state = create_state(params, stage_optimizer(params, stage_config, plan, args))
-            assert state is not None
-            params = _train_stage(
-                plan, state, stage_config, rows, folder, tracker, checkpoints, args
-            )
-            if plan.name == "joint" and args.refit_planner:
-                params = _refitted(config, params, rows, folder, args)
-        final_config = _calibrated(config, params, rows, args)
-        save_folder(folder, final_config, params, tokenizer)
-        _report(folder, tracker, plans[-1], args)
+        position, state = restored[1:] if restored else (Position(-1, 0), None)
+        _run_stages(run, plans, position, state, source_params)
     finally:
         checkpoints.close()
         tracker.close()
 
 
-def _dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertConfig:
-    """The backbone's config with the task's head."""
-    found, spec = read_config(source), task.spec
-    if args.max_seq_length > found.bert.max_position_embeddings:
-        raise UserError(
-            f"--max_seq_length is {args.max_seq_length}, but {source} has positions for "
-            f"{found.bert.max_position_embeddings} tokens."
-        )
-    bert = dataclasses.replace(
-        found.bert,
-        num_labels=spec.num_labels,
-        labels=spec.labels,
-        is_regression=spec.is_regression,
-    )
-    if args.teacher:
-        if found.planner:
-            raise UserError(
-                f"--teacher {source} has a planner already; name a dense model, such as the "
-                "`teacher` folder inside a run."
-            )
-        same_head = (found.bert.num_labels, found.bert.is_regression) == (
-            spec.num_labels,
-            spec.is_regression,
-        )
-        if not same_head or (found.bert.labels and found.bert.labels != spec.labels):
-            raise UserError(
-                f"--teacher {source} was fine-tuned for the labels {found.bert.labels}, but the "
-                f"task's are {spec.labels}."
-            )
-    return DPBertConfig(bert)
-
-
-def _planned_config(dense: DPBertConfig, args: TrainArguments) -> DPBertConfig:
-    """The same with a planner, for budgets that can be had."""
-    layers = dense.bert.num_hidden_layers
-    min_layers = layers // 3 if args.min_layers is None else args.min_layers
-    planner = PlannerConfig(
-        args.stem_layers,
-        min_budget=args.min_budget,
-        max_budget=args.max_budget,
-        min_layers=min_layers,
-    )
-    config = dataclasses.replace(dense, planner=planner)
-    fixed = config.stem_layers + config.min_gates
-    lowest = fixed / layers + planner_share(config, 16)
-    if args.min_budget <= lowest:
-        raise UserError(
-            f"--min_budget is {args.min_budget}, but the {fixed} layer(s) that every input runs "
-            f"and the planner cost {lowest:.3f}: ask for more, or for smaller --stem_layers and "
-            "--min_layers."
-        )
-    return config
+def _run_stages(
+    run: _Run,
+    plans: list[StagePlan],
+    position: Position,
+    state: TrainState | None,
+    source_params: Params,
+) -> None:
+    """The stages that are left, and what is made of the last one's parameters."""
+    args, config = run.args, run.config
+    params: Params = state.params if state else source_params
+    for plan in plans:
+        if plan.index < position.stage:
+            continue
+        stage_config = run.dense if plan.name == "dense" else config
+        if plan.name == "final":
+            # The same thresholds whether from the joint stage's end or from a state of this
+            # stage: they depend on frozen parameters only.
+            stage_config = _calibrated(run, params)
+        if plan.index > position.stage:
+            if plan.name == "joint":
+                # The dense model is done: it stays as the teacher, and gets a planner.
+                dense_params = params
+                hosts.on_main(
+                    lambda dense_params=dense_params: save_folder(
+                        run.folder / TEACHER, run.dense, dense_params, run.tokenizer
+                    )
+                )
+                params = {**params, "planner": init_params(config, args.seed)["planner"]}
+            state = create_state(params, stage_optimizer(params, stage_config, plan, args))
+        assert state is not None
+        params = _train_stage(run, plan, state, stage_config)
+        if plan.name == "joint" and args.refit_planner:
+            params = _refitted(run, params)
+    final_config = _calibrated(run, params)
+    hosts.on_main(lambda: save_folder(run.folder, final_config, params, run.tokenizer))
+    _report(run, final_config, params, plans[-1])
 
 
 def stage_optimizer(
@@ -198,44 +222,55 @@ def _abstract_state(plan: StagePlan, config: DPBertConfig, args: TrainArguments)
     return jax.eval_shape(make)
 
 
-def _calibrated(
-    config: DPBertConfig, params: Params, rows: Rows, args: TrainArguments
-) -> DPBertConfig:
+def _calibrated(run: _Run, params: Params) -> DPBertConfig:
     calibration = calibrate(
-        config,
+        run.config,
         params,
-        rows.held_out,
-        batch_size=args.per_device_eval_batch_size,
-        max_seq_length=args.max_seq_length,
-        dtype=compute_dtype(args),
+        run.rows.held_out,
+        batch_size=run.args.per_device_eval_batch_size,
+        max_seq_length=run.args.max_seq_length,
+        dtype=compute_dtype(run.args),
     )
-    return dataclasses.replace(config, calibration=calibration)
+    return dataclasses.replace(run.config, calibration=calibration)
 
 
-def _train_stage(
-    plan: StagePlan,
-    state: TrainState,
-    config: DPBertConfig,
-    rows: Rows,
-    folder: Path,
-    tracker: Tracker,
-    checkpoints: Checkpoints,
-    args: TrainArguments,
-) -> Params:
-    distilled = None if plan.name == "dense" else teacher_logits(folder, rows.kept, args)
+def _teacher(run: _Run) -> Params:
+    """The parameters of the dense stage's end."""
+    shapes = jax.eval_shape(lambda: init_params(run.dense, run.args.seed))
+    return hosts.from_main(lambda: load_params(run.folder / TEACHER, run.dense), like=shapes)
+
+
+def _train_stage(run: _Run, plan: StagePlan, state: TrainState, config: DPBertConfig) -> Params:
+    args, rows = run.args, run.rows
+    distilled = None
+    if plan.name != "dense":
+        distilled = teacher_logits(run.dense, _teacher(run), rows.kept, args)
+    best = None
+    if plan.name == "final" and args.keep_best is not None:
+        best = BestEpoch(run.folder, config, run.task, run.tokenizer, args)
 
     def save(stage_step: int, state: TrainState) -> None:
-        checkpoints.save(plan.first_step + stage_step, Position(plan.index, stage_step), state)
+        position = Position(plan.index, stage_step)
+        run.checkpoints.save(plan.first_step + stage_step, position, state)
 
     # Stages draw from streams of their own.
     seed = args.seed * len(STAGES) + STAGES.index(plan.name)
-    step = make_train_step(
-        partial(stage_loss, plan.name, DPBert(config, compute_dtype(args)), axis_name=AXIS),
+    model = DPBert(config, compute_dtype(args), args.gradient_checkpointing)
+    compiled = make_train_step(
+        partial(stage_loss, plan.name, model, axis_name=AXIS),
         stage_optimizer(state.params, config, plan, args),
         num_steps=plan.num_steps,
         accumulation=args.gradient_accumulation_steps,
         seed=seed,
     )
+
+    def step(
+        state: TrainState, batch: dict[str, np.ndarray], signal: int
+    ) -> tuple[TrainState, Sums]:
+        run.checkpoints.check()  # a save in the background may have failed since
+        with memory_explained(config, rows.kept.lengths, args):
+            return compiled(state, batch, signal)
+
     state = run_stage(
         plan,
         step,
@@ -249,33 +284,38 @@ def _train_stage(
         seed=seed,
         logging_steps=args.logging_steps,
         save_steps=args.save_steps,
-        tracker=tracker,
+        tracker=run.tracker,
         save=save,
         is_regression=config.bert.is_regression,
+        own=own_positions(global_batch_size(args), args.gradient_accumulation_steps),
+        preemption=run.preemption,
+        end_epoch=best.consider if best else None,
     )
-    return jax.device_get(state.params)
+    return best.params() if best else jax.device_get(state.params)
 
 
-def _refitted(
-    config: DPBertConfig, params: Params, rows: Rows, folder: Path, args: TrainArguments
-) -> Params:
+def _refitted(run: _Run, params: Params) -> Params:
     """The parameters with a planner fitted anew, on rows that nothing was trained on."""
+    held_out, args = run.rows.held_out, run.args
     table, losses = held_out_table(
-        config,
+        run.config,
         params,
-        rows.held_out,
-        teacher_logits(folder, rows.held_out, args),
+        held_out,
+        teacher_logits(run.dense, _teacher(run), held_out, args),
         max_seq_length=args.max_seq_length,
         seed=args.seed,
     )
-    return {**params, "planner": refit_planner(config, table, losses, args.seed)}
+    return {**params, "planner": refit_planner(run.config, table, losses, args.seed)}
 
 
-def _report(folder: Path, tracker: Tracker, last: StagePlan, args: TrainArguments) -> None:
+def _report(run: _Run, config: DPBertConfig, params: Params, last: StagePlan) -> None:
     """Scores the run as it was saved."""
-    results = evaluate_run(
+    args = run.args
+    subject = Subject(run.folder, config, params, run.tokenizer, run.dense, _teacher(run))
+    results = evaluate(
+        subject,
         EvalArguments(
-            model_name_or_path=str(folder),
+            model_name_or_path=str(run.folder),
             budget=[
                 budget
                 for budget in REPORTED_BUDGETS
@@ -283,14 +323,18 @@ def _report(folder: Path, tracker: Tracker, last: StagePlan, args: TrainArgument
             ],
             max_eval_samples=args.max_eval_samples,
             bf16=args.bf16,
-        )
+            task_name=args.task_name,
+            data_dir=args.data_dir,
+            validation_file=args.validation_file,
+            max_seq_length=args.max_seq_length,
+        ),
     )
     logged = ("score", "score_kept", "mean_layers", "cost", "distinct_plans")
     for result in results:
         phase = f"eval/{result['split']}/{result['budget']:g}"
         scores = {f"eval_{name}": value for name, value in result["metrics"].items()}
         values = {f"eval_{name}": result[name] for name in logged}
-        tracker.log(
+        run.tracker.log(
             last.first_step + last.num_steps,
             {"phase": phase, "budget": result["budget"], **scores, **values},
         )

@@ -25,14 +25,14 @@ def abstract_state(stage):
 
 
 def save(folder, *steps):
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, {"learning_rate": 0.1})
     for step in steps:
         checkpoints.save(step, Position(1, step - 10), state_at(step))
     checkpoints.close()
 
 
 def restore(folder):
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, {"learning_rate": 0.1})
     try:
         return checkpoints.restore(abstract_state)
     finally:
@@ -62,8 +62,8 @@ def delete_state(folder):
     shutil.rmtree(folder / "state")
 
 
-def delete_position(folder):
-    shutil.rmtree(folder / "position")
+def delete_record(folder):
+    shutil.rmtree(folder / "record")
 
 
 def scramble(folder):
@@ -72,8 +72,8 @@ def scramble(folder):
         path.write_bytes(bytes(byte ^ 0x5A for byte in data))
 
 
-def break_position(folder):
-    (path,) = (p for p in files_of(folder / "position") if p.name == "metadata")
+def break_record(folder):
+    (path,) = (p for p in files_of(folder / "record") if p.name == "metadata")
     path.write_text('{"stage": 1')
 
 
@@ -81,7 +81,7 @@ def other_shapes(folder):
     """Readable, but not of this model."""
     shutil.rmtree(folder)
     other = TrainState({"head": {"kernel": np.zeros(7, np.float32)}}, (), np.int32(1))
-    checkpoints = Checkpoints(folder.parent)
+    checkpoints = Checkpoints(folder.parent, {})
     checkpoints.save(int(folder.name), Position(1, 3), other)
     checkpoints.close()
 
@@ -91,9 +91,9 @@ DAMAGES = (
     empty,
     delete_files,
     delete_state,
-    delete_position,
+    delete_record,
     scramble,
-    break_position,
+    break_record,
     other_shapes,
 )
 

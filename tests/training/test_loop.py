@@ -38,12 +38,12 @@ def run(num_steps=7, done=0, loss=float, grad_norm=float, teacher_logits=None, *
     """Runs a stage that begins at global step 100; returns batches, logged lines and saves."""
     seen, saves, tracker = [], [], Recorder()
 
-    def step(state, batch):
+    def step(state, batch, signal):
         seen.append(batch)
         number = int(state.step) + 1
         rows = float(batch["weights"].sum())
         sums = {"loss": loss(number), "rows": rows, "layers": 2 * rows, "correct": rows / 2}
-        sums["grad_norm"] = grad_norm(number)
+        sums |= {"grad_norm": grad_norm(number), "signal": signal}
         return TrainState({}, (), np.int32(number)), sums
 
     state = run_stage(

@@ -30,10 +30,11 @@ def weights(folder):
 
 
 def metrics(folder):
-    """All lines, without how fast it went."""
+    """All lines, without how long things took."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        line.pop("examples_per_second", None)
+        for name in ("examples_per_second", "data_wait", "checkpoint_wait"):
+            line.pop(name, None)
     return lines
 
 
@@ -43,8 +44,8 @@ def wrap_steps(monkeypatch, change):
     def make(loss, *args, **kwargs):
         step, stage = make_train_step(loss, *args, **kwargs), loss.args[0]
 
-        def wrapped(state, batch):
-            state, sums = step(state, batch)
+        def wrapped(state, batch, signal):
+            state, sums = step(state, batch, signal)
             change(stage, int(state.step), sums)
             return state, sums
 
@@ -89,7 +90,7 @@ def test_the_final_stage_kept_embeddings_and_stem(tiny_run):
     """They are the same in every checkpoint that is left: the newest are the final stage's."""
     _, config, params, _ = load_run(str(tiny_run))
     assert config.planner is not None and config.calibration is not None
-    restored = run.Checkpoints(tiny_run / "checkpoints")
+    restored = run.Checkpoints(tiny_run / "checkpoints", {})
     dense = dataclasses.replace(config, calibration=None)
     args = TrainArguments(output_dir=str(tiny_run), model_name_or_path="unused")
     plan = run.StagePlan("final", 2, 12, 4)
@@ -130,9 +131,9 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 
         wrap_steps(monkeypatch, change)
         with pytest.raises(Interrupted):
-            start(tmp_path, run_flags, resume=number > 0)
+            start(tmp_path, run_flags, resume="always" if number else "never")
     monkeypatch.undo()
-    start(tmp_path, run_flags, resume=True)
+    start(tmp_path, run_flags, resume="always")
     assert weights(tmp_path) == weights(tiny_run)
     assert (tmp_path / "config.json").read_bytes() == (tiny_run / "config.json").read_bytes()
     assert metrics(tmp_path) == metrics(tiny_run)
@@ -141,7 +142,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 def test_resuming_a_finished_run_changes_nothing(tiny_run, run_flags, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
-    start(folder, run_flags, resume=True)
+    start(folder, run_flags, resume="always")
     assert weights(folder) == weights(tiny_run)
     assert metrics(folder) == metrics(tiny_run)
 
@@ -186,7 +187,7 @@ def test_a_loss_that_is_nan_stops_the_run_before_it_is_saved(run_flags, tmp_path
 def test_other_flags_and_other_folders_are_refused(tiny_run, run_flags):
     before = weights(tiny_run)
     with pytest.raises(UserError, match=r"--num_planner_epochs was 1\.0, is 2\.0"):
-        start(tiny_run, run_flags, resume=True, num_planner_epochs=2.0)
+        start(tiny_run, run_flags, resume="always", num_planner_epochs=2.0)
     with pytest.raises(UserError, match="holds a run already"):
         start(tiny_run, run_flags)
     assert weights(tiny_run) == before

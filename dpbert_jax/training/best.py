@@ -1,0 +1,81 @@
+"""The best epoch of the final stage, by the score of the validation rows at one budget."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dpbert_jax import hosts
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.convert import load_params, save_weights
+from dpbert_jax.data import TaskData, tokenize
+from dpbert_jax.evaluation.evaluate import predict
+from dpbert_jax.evaluation.metrics import compute_metrics, score
+from dpbert_jax.inference import make_executor, resolve_rule
+from dpbert_jax.inference.packed import CHUNK_ROWS
+from dpbert_jax.model import Params, init_params
+from dpbert_jax.run_folder import BEST
+from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.rows import compute_dtype
+from dpbert_jax.training.step import TrainState
+
+logger = logging.getLogger(__name__)
+
+SCORE = "score.json"
+
+
+class BestEpoch:
+    """Keeps the parameters of the best epoch in the folder `best/` of a run.
+
+    A run that goes on from an older checkpoint scores some epochs again, and comes to the same:
+    the best one so far was better than those before it, and is not better than itself.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: DPBertConfig,
+        task: TaskData,
+        tokenizer: Any,
+        args: TrainArguments,
+    ) -> None:
+        self._folder, self._config, self._args, self._spec = folder / BEST, config, args, task.spec
+        examples = task.splits[task.spec.validation_splits[0]].head(args.max_eval_samples)
+        self._split = tokenize(examples, tokenizer, args.max_seq_length)
+
+    def consider(self, done: int, state: TrainState) -> None:
+        """Scores the state of an epoch's end, and keeps it where it is the best so far."""
+        assert self._args.keep_best is not None and self._split.labels is not None
+        params = jax.device_get(state.params)
+        made = predict(
+            make_executor("packed", self._config, params, compute_dtype(self._args)),
+            resolve_rule(self._config, self._args.keep_best),
+            self._config,
+            self._split,
+            batch_size=CHUNK_ROWS,
+            max_seq_length=self._args.max_seq_length,
+            warm_up=False,
+        )
+        spec, labels = self._spec, self._split.labels
+        found = score(compute_metrics(spec.metrics, made.logits, labels, spec.is_regression))
+        hosts.on_main(lambda: self._keep(found, done, params))
+
+    def _keep(self, found: float, done: int, params: Params) -> None:
+        path = self._folder / SCORE
+        before = json.loads(path.read_text())["score"] if path.exists() else float("-inf")
+        logger.info("Step %d: score %.4f, best before %.4f.", done, found, before)
+        if path.exists() and not found > before:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self._folder, self._config, params)
+        # Written last, in one move: a kill in between has this epoch scored and kept again.
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"score": found, "stage_step": done}) + "\n")
+        partial.replace(path)
+
+    def params(self) -> Params:
+        """The parameters of the best epoch."""
+        shapes = jax.eval_shape(lambda: init_params(self._config, self._args.seed))
+        return hosts.from_main(lambda: load_params(self._folder, self._config), like=shapes)

@@ -1,0 +1,64 @@
+"""What a run's flags make of the model that it starts from: a dense config, and a planned one."""
+
+import dataclasses
+from pathlib import Path
+
+from dpbert_jax.config import DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.data import TaskData
+from dpbert_jax.errors import UserError
+from dpbert_jax.model.cost import planner_share
+from dpbert_jax.training.arguments import TrainArguments
+
+
+def dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertConfig:
+    """The backbone's config with the task's head."""
+    found, spec = read_config(source), task.spec
+    if args.max_seq_length > found.bert.max_position_embeddings:
+        raise UserError(
+            f"--max_seq_length is {args.max_seq_length}, but {source} has positions for "
+            f"{found.bert.max_position_embeddings} tokens."
+        )
+    bert = dataclasses.replace(
+        found.bert,
+        num_labels=spec.num_labels,
+        labels=spec.labels,
+        is_regression=spec.is_regression,
+    )
+    if args.teacher:
+        if found.planner:
+            raise UserError(
+                f"--teacher {source} has a planner already; name a dense model, such as the "
+                "`teacher` folder inside a run."
+            )
+        same_head = (found.bert.num_labels, found.bert.is_regression) == (
+            spec.num_labels,
+            spec.is_regression,
+        )
+        if not same_head or (found.bert.labels and found.bert.labels != spec.labels):
+            raise UserError(
+                f"--teacher {source} was fine-tuned for the labels {found.bert.labels}, but the "
+                f"task's are {spec.labels}."
+            )
+    return DPBertConfig(bert)
+
+
+def planned_config(dense: DPBertConfig, args: TrainArguments) -> DPBertConfig:
+    """The same with a planner, for budgets that can be had."""
+    layers = dense.bert.num_hidden_layers
+    min_layers = layers // 3 if args.min_layers is None else args.min_layers
+    planner = PlannerConfig(
+        args.stem_layers,
+        min_budget=args.min_budget,
+        max_budget=args.max_budget,
+        min_layers=min_layers,
+    )
+    config = dataclasses.replace(dense, planner=planner)
+    fixed = config.stem_layers + config.min_gates
+    lowest = fixed / layers + planner_share(config, 16)
+    if args.min_budget <= lowest:
+        raise UserError(
+            f"--min_budget is {args.min_budget}, but the {fixed} layer(s) that every input runs "
+            f"and the planner cost {lowest:.3f}: ask for more, or for smaller --stem_layers and "
+            "--min_layers."
+        )
+    return config
