@@ -37,8 +37,10 @@ def parse(
 
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function; a user's mistake is one sentence and exit code 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("dpbert_jax").setLevel(logging.INFO)
+    # Orbax logs the traceback of what it raises too; what it raises is told in a sentence.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         main()
     except UserError as error:

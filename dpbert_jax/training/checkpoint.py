@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,14 +154,21 @@ class Checkpoints:
         except Exception as error:
             self._manager = None
             raise UserError(
-                f"A checkpoint could not be written to {self._folder} ({_first_line(error)}). "
+                f"A checkpoint could not be written to {self._folder} ({_reason(error)}). "
                 "Training has stopped; the checkpoints before it are intact: make room, or mend "
                 "the storage, and go on with --resume."
             ) from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.split(" [tensorstore_spec=")[0]
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, where that is in the long message of the storage."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else _first_line(error)
 
 
 def _sums(state: Any) -> dict[str, str]:

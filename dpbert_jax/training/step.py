@@ -43,27 +43,13 @@ def own_positions(rows: int, accumulation: int) -> np.ndarray:
     return positions[:, jax.process_index()].reshape(-1)
 
 
-def make_train_step(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    *,
-    num_steps: int,
-    accumulation: int,
-    seed: int,
-    devices: Sequence[Any] | None = None,
-) -> Step:
-    """A function (state, this process's rows of the batch, signal) -> (state, sums for the log).
+def make_gradients(
+    loss: Loss, accumulation: int, devices: Sequence[Any] | None = None
+) -> Callable[..., tuple[Params, dict[str, jax.Array]]]:
+    """The part of a step that all devices of all processes share: (gradients, sums).
 
-    The rows, at `own_positions` of the global batch, are dealt out over this process's `devices`
-    (default: all) and `accumulation` micro-batches; sums and gradients are those of all processes.
-    All randomness comes from (seed, step, row position), so neither the number of devices or
-    processes nor a restart changes it. The state passed in is donated: use the one returned.
-
-    `signal` is a number above 0 where this process was told to stop; the sums have the largest of
-    all processes, so that all of them learn it in the same step.
-
-    Two programs: gradients, compiled for each length bucket and free of this run's constants, so
-    that a compilation cache serves other runs; and the update, compiled once.
+    Arguments: parameters; the shards of the batch, [devices, accumulation, rows, ...]; signals
+    [devices]; the step's key data; the share of the stage's steps done.
     """
 
     def gradients(
@@ -90,19 +76,45 @@ def make_train_step(
         grads, sums = jax.lax.psum(total, AXIS)
         return grads, {**sums, "signal": jax.lax.pmax(signal, AXIS)}
 
-    def update(state: TrainState, grads: Params) -> tuple[TrainState, jax.Array]:
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), optax.tree.norm(grads)
-
     # Parameters enter and gradients leave without a device axis; only the batch is sharded.
-    parallel = jax.pmap(
+    return jax.pmap(
         gradients,
         axis_name=AXIS,
         in_axes=(None, 0, 0, None, None),
         out_axes=(None, None),
         devices=devices,
     )
+
+
+def make_train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    accumulation: int,
+    seed: int,
+    devices: Sequence[Any] | None = None,
+) -> Step:
+    """A function (state, this process's rows of the batch, signal) -> (state, sums for the log).
+
+    The rows, at `own_positions` of the global batch, are dealt out over this process's `devices`
+    (default: all) and `accumulation` micro-batches; sums and gradients are those of all processes.
+    All randomness comes from (seed, step, row position), so neither the number of devices or
+    processes nor a restart changes it. The state passed in is donated: use the one returned.
+
+    `signal` is a number above 0 where this process was told to stop; the sums have the largest of
+    all processes, so that all of them learn it in the same step.
+
+    Two programs: gradients, compiled for each length bucket and free of this run's constants, so
+    that a compilation cache serves other runs; and the update, compiled once.
+    """
+
+    def update(state: TrainState, grads: Params) -> tuple[TrainState, jax.Array]:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), optax.tree.norm(grads)
+
+    parallel = make_gradients(loss, accumulation, devices)
     devices = devices or jax.local_devices()
     apply_update = jax.jit(update, donate_argnums=0)
     # As pmap's outputs lie, on this process's devices: a first state that lay otherwise would

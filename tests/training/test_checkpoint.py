@@ -1,13 +1,17 @@
 """Checkpoints: what is saved comes back; what is damaged is stepped over, and said."""
 
+import json
 import logging
+import resource
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 
 from dpbert_jax.errors import UserError
+from dpbert_jax.training import checkpoint
 from dpbert_jax.training.checkpoint import KEPT, Checkpoints, Position
 from dpbert_jax.training.step import TrainState
 
@@ -155,3 +159,77 @@ def test_what_a_killed_save_left_behind_is_ignored(tmp_path):
     assert_restores(tmp_path, 12)
     save(tmp_path, 14)
     assert_restores(tmp_path, 14)
+
+
+# Storage threads that report damage may find orbax's event loop closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_any_byte_that_is_changed_is_noticed_or_changes_nothing(tmp_path, caplog):
+    """One random byte at a time, over all files of the newest checkpoint."""
+    save(tmp_path, 12, 14)
+    whole = tmp_path.with_name("whole")
+    shutil.copytree(tmp_path, whole)
+    random, noticed = np.random.default_rng(0), 0
+    files = [path.relative_to(tmp_path) for path in files_of(tmp_path / "14")]
+    for name in (files * 3)[:60]:
+        data = bytearray((whole / name).read_bytes())
+        if not data:
+            continue
+        data[random.integers(len(data))] ^= 1 << random.integers(8)
+        (tmp_path / name).write_bytes(data)
+        with caplog.at_level(logging.CRITICAL, "absl"):
+            found, _, state = restore(tmp_path)
+        jax.tree.map(np.testing.assert_array_equal, state, state_at(found))
+        noticed += found == 12
+        shutil.rmtree(tmp_path)
+        shutil.copytree(whole, tmp_path)
+    assert noticed > len(files) // 2  # many bytes matter
+
+
+def test_the_array_that_changed_is_named(tmp_path, caplog, monkeypatch):
+    save(tmp_path, 12, 14)
+    original = checkpoint._sums
+
+    def other_sums(state):
+        return {**original(state), "params/head/kernel": "0"}
+
+    monkeypatch.setattr(checkpoint, "_sums", other_sums)
+    with pytest.raises(UserError), caplog.at_level(logging.WARNING, "dpbert_jax"):
+        restore(tmp_path)
+    assert "params/head/kernel: not as it was saved" in caplog.text
+
+
+def test_the_state_may_change_while_it_is_being_written(tmp_path):
+    """The next step takes over the buffers."""
+    checkpoints, state = Checkpoints(tmp_path, {}), jax.tree.map(np.array, state_at(12))
+    checkpoints.save(12, Position(1, 2), state)
+    jax.tree.map(lambda leaf: leaf.fill(7), state)
+    checkpoints.close()
+    assert_restores(tmp_path, 12)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_save_that_fails_is_told_and_leaves_the_ones_before(tmp_path, caplog):
+    """Files of more than 64 bytes cannot be written, as on a full disk."""
+    caplog.set_level(logging.CRITICAL, "absl")
+    save(tmp_path, 12)
+    checkpoints = Checkpoints(tmp_path, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"could not be written to .*File too large.*--resume"):
+            checkpoints.save(14, Position(1, 4), state_at(14))
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    checkpoints.close()  # nothing more to say
+    assert_restores(tmp_path, 12)
+
+
+def test_the_record_has_the_resolved_config(tmp_path):
+    save(tmp_path, 12)
+    (path,) = (p for p in files_of(tmp_path / "12" / "record") if p.name == "metadata")
+    record = json.loads(path.read_text())
+    assert record["config"] == {"learning_rate": 0.1}
+    assert set(record) == {"position", "config", "arrays", "sha256"}

@@ -11,7 +11,13 @@ from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.model import DPBert, init_params
 from dpbert_jax.training.objective import stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
-from dpbert_jax.training.step import AXIS, create_state, make_train_step
+from dpbert_jax.training.step import (
+    AXIS,
+    create_state,
+    make_gradients,
+    make_train_step,
+    own_positions,
+)
 
 ROWS, STEPS = 8, 3
 DENSE = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=2))
@@ -156,3 +162,30 @@ def test_a_state_on_the_host_or_on_devices_is_the_same_state(schedule):
     assert sums == other_sums
     assert_identical(jax.device_get(from_host), jax.device_get(from_devices))
     assert int(from_host.step) == 1
+
+
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_the_step_lowers_for_tpus_without_one(stage, schedule):
+    """Four devices with a collective between them; compiling is what a TPU alone can do."""
+    loss = partial(stage_loss, stage, DPBert(CONFIGS[stage]), axis_name=AXIS)
+    parallel = make_gradients(loss, 1, jax.devices()[:4])
+    batch = {k: v for k, v in schedule[0].items() if k != "indices"}
+    if stage == "dense":
+        batch.pop("teacher_logits")
+    batch["positions"] = np.arange(ROWS, dtype=np.int32)
+    shards = {k: v.reshape(4, 1, ROWS // 4, *v.shape[1:]) for k, v in batch.items()}
+    arguments = (init_params(CONFIGS[stage], 0), shards, np.zeros(4, np.float32))
+    arguments += (jax.random.key_data(jax.random.key(0)), np.float32(0.5))
+    exported = jax.export.export(jax.jit(parallel), platforms=["tpu"])(*arguments)
+    assert (exported.platforms, exported.nr_devices) == (("tpu",), 4)
+    assert "all_reduce" in exported.mlir_module()
+
+
+def test_positions_are_dealt_out_over_processes_within_each_micro_batch(monkeypatch):
+    for processes in (1, 2, 4):
+        monkeypatch.setattr(jax, "process_count", lambda processes=processes: processes)
+        parts = []
+        for number in range(processes):
+            monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+            parts.append(own_positions(16, 2).reshape(2, -1))
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), np.arange(16).reshape(2, 8))
