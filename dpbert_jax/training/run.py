@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from dpbert_jax import hosts
+from dpbert_jax.bucket import BucketFolder, is_url
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.convert import (
     load_params,
@@ -94,11 +95,16 @@ def train(args: TrainArguments) -> None:
     """
     if args.multihost or hosts.is_one_of_many(os.environ):
         hosts.initialize()
+    bucket = None
+    if is_url(args.output_dir):
+        bucket = BucketFolder(args.output_dir)
+        hosts.on_main(bucket.pull)
+        args = dataclasses.replace(args, output_dir=str(bucket.local))
     with Preemption() as preemption:
-        _train(args, preemption)
+        _train(args, preemption, bucket)
 
 
-def _train(args: TrainArguments, preemption: Preemption) -> None:
+def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | None) -> None:
     task = load_task(
         task_name=args.task_name,
         data_dir=args.data_dir,
@@ -126,7 +132,9 @@ def _train(args: TrainArguments, preemption: Preemption) -> None:
     hosts.check_agreement("training rows", rows.kept.token_ids.tobytes())
 
     folder = hosts.on_main(lambda: open_output(args, global_batch_size(args)))
-    checkpoints = Checkpoints(Path(args.output_dir) / CHECKPOINTS, resolved)
+    checkpoints = Checkpoints(
+        Path(args.output_dir) / CHECKPOINTS, resolved, on_saved=bucket.push if bucket else None
+    )
     restored = checkpoints.restore(
         lambda index: _abstract_state(
             plans[index], dense if plans[index].name == "dense" else config, args
@@ -155,6 +163,8 @@ def _train(args: TrainArguments, preemption: Preemption) -> None:
     finally:
         checkpoints.close()
         tracker.close()
+        if bucket and hosts.is_main():
+            bucket.push()
 
 
 def _run_stages(
