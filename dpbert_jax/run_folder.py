@@ -11,6 +11,7 @@ BEST = "best"  # the model of the best epoch so far, with --keep_best
 BASELINES = "baselines"  # what `python -m dpbert_jax.baselines` trained for the run
 TRAIN_CONFIG = "train_config.json"
 RESOLVED = "resolved"  # in it, what followed from the flags and the devices
+SKIPPED_ROWS = "skipped_rows.txt"  # there only where rows were skipped
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"

@@ -71,6 +71,7 @@ def open_run(folder: str) -> Run:
         data_dir=args.data_dir,
         train_file=args.train_file,
         validation_file=args.validation_file,
+        on_bad_row=args.on_bad_row,
     )
     if "train" not in task.splits:
         raise UserError(f"{folder}: its data has no training split any more; put it back.")

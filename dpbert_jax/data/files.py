@@ -1,26 +1,35 @@
 """Rows of csv, tsv, json, jsonl and parquet files, each with the place that it came from.
 
 csv files are quoted as Python's csv module and spreadsheets do it. tsv files know no quotes, as
-those of GLUE: a field ends at a tab, a row at the end of the line. Both are UTF-8 with a header.
-A json file is a list of objects, `{"data": [objects]}`, or (as jsonl) one object per line.
+those of GLUE: a field ends at a tab, a row at the end of the line. Both are UTF-8 with a header; a
+blank line is no row, except where a row is a single field.
+A json file is a list of objects, `{"data": [objects]}`, or, as any jsonl file, one object per line.
+
+A row that cannot be read does not end the reading: a BadRow stands in its place.
 """
 
 import csv
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
+from dpbert_jax.data.bad_rows import BadRow
 from dpbert_jax.errors import UserError
 
-# A row by column, and where it stands, as "train.csv line 12", for messages.
-Row = tuple[str, dict[str, Any]]
+# Where a row stands, as "train.csv line 12", for messages; and the row by column.
+Row = tuple[str, dict[str, Any] | BadRow]
+Record = tuple[str, list[str] | BadRow]  # the same before its fields have names
+
+_CSV_FIELD_LIMIT = 2**31 - 1  # the most that every platform takes
 
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of one file, in order; the values of csv and tsv files are all strings.
 
-    Raises UserError, naming file and line (row in parquet and in lists), for what is not a row.
+    Raises UserError for a file that cannot be read as rows at all.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -28,22 +37,59 @@ def read_rows(path: Path) -> Iterator[Row]:
     return reader(path)
 
 
-def text_lines(path: Path) -> Iterator[str]:
+def text_lines(path: Path, faults: list[BadRow]) -> Iterator[str]:
     """The lines of a UTF-8 file, line ends kept, a leading byte-order mark removed.
 
     Lines end at `\\n` only: `str.splitlines` would also split at characters that occur in texts.
-    Raises UserError for a missing or empty file, and for a line that is not UTF-8.
+    A line that is not UTF-8, or has a NUL in it, comes out all the same, as far as it can be
+    decoded, since the row's end may depend on it; and `faults` gets what is wrong with it.
+    Raises UserError for a missing or empty file.
     """
     _check_file(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            place = f"{path.name} line {number}"
+            if b"\0" in line:
+                faults.append(
+                    BadRow(
+                        f"{place}: byte {line.index(0) + 1} is NUL, which is no text; "
+                        "save the file as UTF-8."
+                    )
+                )
+            encoding = "utf-8-sig" if number == 1 else "utf-8"
             try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode(encoding)
             except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path.name} line {number}: byte {error.start + 1} is not valid UTF-8; "
-                    "save the file as UTF-8."
-                ) from None
+                faults.append(
+                    BadRow(
+                        f"{place}: byte {error.start + 1} is not valid UTF-8; "
+                        "save the file as UTF-8."
+                    )
+                )
+                text = line.decode(encoding, "replace")
+            yield text
+
+
+def tsv_records(path: Path) -> Iterator[Record]:
+    """The fields of every line of a tsv file, the header among them."""
+    faults: list[BadRow] = []
+    for number, line in enumerate(text_lines(path, faults), start=1):
+        yield f"{path.name} line {number}", _taken(faults) or line.rstrip("\r\n").split("\t")
+
+
+def checked_header(place: str, header: list[str]) -> list[str]:
+    """The header; raises UserError for a column that is there twice."""
+    if len(set(header)) < len(header):
+        repeated = next(name for name in header if header.count(name) > 1)
+        raise UserError(f"{place}: column {repeated!r:.60} appears twice; rename one of them.")
+    return header
+
+
+def _taken(faults: list[BadRow]) -> BadRow | None:
+    """The first fault of a row's lines, out of the way of the next row."""
+    fault = faults[0] if faults else None
+    faults.clear()
+    return fault
 
 
 def _check_file(path: Path) -> None:
@@ -53,52 +99,78 @@ def _check_file(path: Path) -> None:
         raise UserError(f"{path}: the file is empty.")
 
 
+def _csv_records(path: Path) -> Iterator[Record]:
+    faults: list[BadRow] = []
+    reader = csv.reader(text_lines(path, faults), strict=True)
+    while True:
+        first = reader.line_num + 1
+        try:
+            cells, mismatch = _next_cells(reader), None
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells, mismatch = [], str(error).partition(" - ")[0]
+        last = reader.line_num
+        lines = f"line {first}" if last == first else f"lines {first} to {last}"
+        place = f"{path.name} {lines}"
+        if mismatch and last > first:
+            # Not a BadRow: a stray quote runs into the rows after it, and where they begin again
+            # would be a guess.
+            raise UserError(f"{place}: a quoted field is not closed ({mismatch}); mend its quotes.")
+        bad = BadRow(f"{place}: {mismatch}; mend the row.") if mismatch else None
+        yield place, _taken(faults) or bad or cells
+
+
+def _next_cells(reader: Any) -> list[str]:
+    """The next row, however long its fields are; csv's limit is for all readers of the process."""
+    limit = csv.field_size_limit(_CSV_FIELD_LIMIT)
+    try:
+        return next(reader)
+    finally:
+        csv.field_size_limit(limit)
+
+
 def _read_csv(path: Path) -> Iterator[Row]:
-    return _read_delimited(path, csv.reader(text_lines(path), strict=True))
+    return _by_column(_csv_records(path))
 
 
 def _read_tsv(path: Path) -> Iterator[Row]:
-    lines = text_lines(path)
-    return _read_delimited(path, csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return _by_column(tsv_records(path))
 
 
-def _read_delimited(path: Path, reader: Any) -> Iterator[Row]:
+def _by_column(records: Iterator[Record]) -> Iterator[Row]:
     header: list[str] | None = None
-    line = 1  # where the row starts; a quoted field may hold line ends
-    try:
-        for cells in reader:
-            place, line = f"{path.name} line {line}", reader.line_num + 1
-            if header is None:
-                header = _checked_header(place, cells)
-            # A blank line holds no row, except where a row is one field: that may be an empty one.
-            elif cells or len(header) == 1:
-                cells = cells or [""]
-                if len(cells) != len(header):
-                    raise UserError(
-                        f"{place}: {len(cells)} columns where the header has {len(header)}, "
-                        f"{header}; mend or remove the row."
-                    )
-                yield place, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path.name} line {line}: {error}; mend the row.") from None
+    for place, cells in records:
+        if header is None:
+            if isinstance(cells, BadRow):
+                raise cells
+            header = checked_header(place, cells)
+        elif isinstance(cells, BadRow):
+            yield place, cells
+        elif len(header) == 1 or cells not in ([], [""]):
+            yield place, _named(place, header, cells or [""])
 
 
-def _checked_header(place: str, header: list[str]) -> list[str]:
-    repeated = [name for name in header if header.count(name) > 1]
-    if repeated:
-        raise UserError(f"{place}: column '{repeated[0]}' appears twice; rename one of them.")
-    return header
+def _named(place: str, header: list[str], cells: list[str]) -> dict[str, Any] | BadRow:
+    if len(cells) != len(header):
+        return BadRow(
+            f"{place}: {len(cells)} columns where the header has {len(header)}, "
+            f"{shortened(header)}; mend or remove the row."
+        )
+    return dict(zip(header, cells, strict=True))
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    lines = list(text_lines(path))
+    faults: list[BadRow] = []
+    lines = list(text_lines(path, faults))
     if _is_one_row(next((line for line in lines if line.strip()), "")):
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                place = f"{path.name} line {number}"
-                yield place, _as_row(place, _parse(path, line.strip(), number))
+        yield from _read_jsonl(path)
         return
-    document = _parse(path, "".join(lines), 1)
+    if faults:
+        raise faults[0]
+    document = _parsed(path.name, "".join(lines), 1)
+    if isinstance(document, BadRow):
+        raise document
     if isinstance(document, dict):
         document = document.get("data")
     if not isinstance(document, list):
@@ -110,27 +182,56 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield place, _as_row(place, value)
 
 
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    faults: list[BadRow] = []
+    for number, line in enumerate(text_lines(path, faults), start=1):
+        place, fault = f"{path.name} line {number}", _taken(faults)
+        if fault or line.strip():
+            yield place, fault or _as_row(place, _parsed(path.name, line.strip(), number))
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """Stands for a json object that has a key twice, of which Python would keep the last."""
+
+    key: str
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Repeated:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        return _Repeated(next(key for key in keys if keys.count(key) > 1))
+    return dict(pairs)
+
+
 def _is_one_row(line: str) -> bool:
     """Whether the first line of a json file is a row by itself: then so is every other."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return False  # the document goes on past this line
-    return isinstance(value, dict) and not isinstance(value.get("data"), list)
+    value = _parsed("", line, 1)
+    return isinstance(value, _Repeated) or (
+        isinstance(value, dict) and not isinstance(value.get("data"), list)
+    )
 
 
-def _parse(path: Path, text: str, first_line: int) -> Any:
+def _parsed(name: str, text: str, first_line: int) -> Any:
+    """What the text says, or a BadRow that says why it says nothing."""
+    line, why = first_line, "a number has too many digits"
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(f"{path.name} line {line}: not valid JSON ({error.msg}).") from None
+        line, why = first_line + error.lineno - 1, error.msg
+    except RecursionError:
+        why = "it is nested too deep"
+    except ValueError:  # an integer of more than 4300 digits
+        pass
+    return BadRow(f"{name} line {line}: not valid JSON ({why}).")
 
 
-def _as_row(place: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{place}: expected an object of named columns, found {value!r:.60}.")
-    return value
+def _as_row(place: str, value: Any) -> dict[str, Any] | BadRow:
+    if isinstance(value, _Repeated):
+        return BadRow(f"{place}: column {value.key!r:.60} appears twice; remove one of them.")
+    if isinstance(value, dict | BadRow):
+        return value
+    return BadRow(f"{place}: expected an object of named columns, found {value!r:.60}.")
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -141,20 +242,32 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     _check_file(path)
     try:
         with parquet.ParquetFile(path) as file:
-            _checked_header(path.name, file.schema_arrow.names)
+            checked_header(path.name, file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches():
-                for row in batch.to_pylist():
+                for row in range(batch.num_rows):
                     number += 1
-                    yield f"{path.name} row {number}", row
+                    place = f"{path.name} row {number}"
+                    yield place, _parquet_row(place, batch, row)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({error}).") from None
+        why = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable parquet file ({why}).") from None
+
+
+def _parquet_row(place: str, batch: Any, row: int) -> dict[str, Any] | BadRow:
+    values: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[row].as_py()
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date out of range
+            return BadRow(f"{place}: column {name!r:.60} cannot be read ({error}).")
+    return values
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".json": _read_json,
-    ".jsonl": _read_json,
+    ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }

@@ -1,5 +1,6 @@
 """Where a task's rows come from: own files, a GLUE folder, the hub, or the built-in dataset."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from dpbert_jax.data.custom import load_files
 from dpbert_jax.data.glue_folder import load_glue_folder, task_of_folder
 from dpbert_jax.data.tasks import GLUE_TASKS, Examples, TaskData, TaskSpec, canonical_name
 from dpbert_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 HUB_NAME = "nyu-mll/glue"
 TASK_NAMES = (*GLUE_TASKS, docstrings.TASK_NAME)
@@ -24,15 +27,20 @@ def load_task(
     validation_file: str | None = None,
     test_file: str | None = None,
     labels: Sequence[str] | None = None,
+    on_bad_row: str = "error",
 ) -> TaskData:
     """Load a task from exactly one source.
 
     - `train_file` and `validation_file`, maybe `test_file`: own files (`custom.load_files`).
-      Without `train_file`, to evaluate a trained model, `labels` gives its class names in id order.
+      Without `train_file`, to evaluate a trained model, `labels` gives its class names in id order,
+      none for a regression task.
     - `task_name="docstrings"`: the built-in dataset.
     - `data_dir`: GLUE's published files, either the folder of the task or the one above it.
       `task_name` may be left out where the folder's name tells it.
     - `task_name` alone: GLUE from the Hugging Face hub.
+
+    A row of a file that cannot be used is refused; with `on_bad_row="skip"` it is left out, noted
+    in `TaskData.skipped` and counted in the log.
 
     Raises UserError for an unknown task, for arguments that contradict each other, and for data
     that cannot be read.
@@ -40,7 +48,7 @@ def load_task(
     named = {"train": train_file, "validation": validation_file, "test": test_file}
     files = {split: Path(path) for split, path in named.items() if path}
     if files:
-        return _load_own_files(files, task_name, data_dir, labels)
+        return _logged(_load_own_files(files, task_name, data_dir, labels, on_bad_row))
     if labels is not None:
         raise UserError("labels go with one's own files; a named task brings its own.")
     task = None if task_name is None else _known_task(task_name)
@@ -49,13 +57,23 @@ def load_task(
             raise UserError(f"--data_dir {data_dir} has no part in the built-in task '{task}'.")
         return docstrings.load_docstrings()
     if data_dir:
-        return load_glue_folder(*_task_folder(Path(data_dir), task))
+        return _logged(load_glue_folder(*_task_folder(Path(data_dir), task), on_bad_row))
     if task is None:
         raise UserError(
             "No data: give --task_name, --data_dir, or --train_file with --validation_file. "
             f"Tasks: {', '.join(TASK_NAMES)}."
         )
     return _load_from_hub(GLUE_TASKS[task])
+
+
+def _logged(task: TaskData) -> TaskData:
+    """The same, once it is told how many rows were left out, and why the first of them."""
+    for split, messages in task.skipped.items():
+        shown = "".join(f"\n  {message}" for message in messages[:3])
+        more = "\n  ..." if len(messages) > 3 else ""
+        total = len(messages) + len(task.splits[split])
+        logger.warning("%s: %d of %d rows skipped.%s%s", split, len(messages), total, shown, more)
+    return task
 
 
 def _known_task(task_name: str) -> str:
@@ -70,6 +88,7 @@ def _load_own_files(
     task_name: str | None,
     data_dir: str | None,
     labels: Sequence[str] | None,
+    on_bad_row: str,
 ) -> TaskData:
     for flag, value in (("--task_name", task_name), ("--data_dir", data_dir)):
         if value:
@@ -78,7 +97,7 @@ def _load_own_files(
             )
     if "validation" not in files:
         raise UserError("Own files need --validation_file.")
-    return load_files(files, labels)
+    return load_files(files, labels, on_bad_row)
 
 
 def _task_folder(folder: Path, task: str | None) -> tuple[Path, str]:

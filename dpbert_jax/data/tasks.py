@@ -6,7 +6,7 @@ that class ids agree with every checkpoint that was trained by `run_glue`.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -69,6 +69,8 @@ class TaskData:
 
     spec: TaskSpec
     splits: dict[str, Examples]  # "train", those named in spec.validation_splits, "test..."
+    # What was wrong with each row that was left out, by split; a split without one is absent.
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
 
 def custom_spec(text_columns: tuple[str, ...], labels: tuple[str, ...] | None) -> TaskSpec:

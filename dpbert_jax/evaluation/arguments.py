@@ -33,6 +33,11 @@ class EvalArguments:
     task_name: str | None = flag(None, "Another task than the run's.")
     data_dir: str | None = flag(None, "Another GLUE folder than the run's.")
     validation_file: str | None = flag(None, "Your own rows, in the columns of the training file.")
+    on_bad_row: str | None = flag(
+        None,
+        "error: refuse a file with a row that cannot be used; skip: leave such rows out and count "
+        "them. Default: as the run did for its own data, error for other.",
+    )
     max_seq_length: int | None = flag(None, "Default: the run's, or 128.")
     max_eval_samples: int | None = flag(None, "Use the first rows of each validation set only.")
     per_device_eval_batch_size: int | None = flag(

@@ -103,6 +103,7 @@ def evaluate(subject: Subject, args: EvalArguments) -> list[Result]:
                     "task": task.spec.name,
                     "split": name,
                     "examples": len(split),
+                    "skipped_rows": len(task.skipped.get(name, [])),
                     "budget": rule.budget,
                     "plan_rule": args.plan_rule,
                     "executor": args.executor,

@@ -25,6 +25,8 @@ def with_run_defaults(args: EvalArguments, folder: Path) -> EvalArguments:
     changes: dict[str, Any] = {"max_seq_length": args.max_seq_length or before["max_seq_length"]}
     if not own_data:
         changes |= {key: before[key] for key in ("task_name", "data_dir", "validation_file")}
+        # Runs from before the flag have none.
+        changes["on_bad_row"] = args.on_bad_row or before.get("on_bad_row")
     return dataclasses.replace(args, **changes)
 
 
@@ -36,11 +38,13 @@ def load_task_of(args: EvalArguments, config: DPBertConfig) -> TaskData:
     """
     # Class names of the model, so that ids agree whatever order a file has them in.
     bert = config.bert
+    labels = () if bert.is_regression else bert.labels
     task = load_task(
         task_name=args.task_name,
         data_dir=args.data_dir,
         validation_file=args.validation_file,
-        labels=bert.labels if args.validation_file else None,
+        labels=labels if args.validation_file else None,
+        on_bad_row=args.on_bad_row or "error",
     )
     spec = task.spec
     if (spec.num_labels, spec.is_regression) != (bert.num_labels, bert.is_regression):

@@ -42,6 +42,11 @@ class TrainArguments:
     data_dir: str | None = flag(None, "Folder of a GLUE task's official TSV files.")
     train_file: str | None = flag(None, "Your own csv, tsv, json, jsonl or parquet file.")
     validation_file: str | None = flag(None, "The validation rows, in the same columns.")
+    on_bad_row: str = flag(
+        "error",
+        "error: refuse a file with a row that cannot be used; skip: leave such rows out, count and "
+        "list them in skipped_rows.txt.",
+    )
     max_seq_length: int = flag(128, "Longer inputs are cut to so many tokens, and counted.")
     max_train_samples: int | None = flag(None, "Use the first rows of the training set only.")
     max_eval_samples: int | None = flag(None, "Use the first rows of each validation set only.")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dpbert_jax.data import TaskData
 from dpbert_jax.errors import UserError
 from dpbert_jax.run_folder import (
     BASELINES,
@@ -13,6 +14,7 @@ from dpbert_jax.run_folder import (
     CHECKPOINTS,
     METRICS,
     RESOLVED,
+    SKIPPED_ROWS,
     TEACHER,
     TENSORBOARD,
     TRAIN_CONFIG,
@@ -34,6 +36,7 @@ RUN_FILES = (
     METRICS,
     TRAIN_CONFIG,
     f"{TRAIN_CONFIG}.partial",
+    SKIPPED_ROWS,
 )
 RUN_FOLDERS = (BEST, CHECKPOINTS, TEACHER, BASELINES, TENSORBOARD, WANDB)
 
@@ -96,6 +99,17 @@ def open_output(args: TrainArguments, global_batch_size: int) -> Path:
     return folder
 
 
+def write_skipped_rows(folder: Path, task: TaskData) -> None:
+    """Lists every row that was left out, a line each: its split, its place, what is wrong."""
+    lines = [
+        f"{split}: {message}\n" for split, messages in task.skipped.items() for message in messages
+    ]
+    if lines:
+        (folder / SKIPPED_ROWS).write_text(
+            "".join(lines), encoding="utf-8", errors="backslashreplace"
+        )
+
+
 def _recorded(args: TrainArguments) -> dict[str, Any]:
     """The flags, with absolute paths of the data: eval.py may run from another folder."""
     values = dataclasses.asdict(args)
@@ -107,10 +121,12 @@ def _recorded(args: TrainArguments) -> dict[str, Any]:
 
 def _refuse_changes(args: TrainArguments, global_batch_size: int, folder: Path) -> None:
     now, before = _recorded(args), read_train_config(folder)
+    # A flag that is newer than the run had its default.
+    before = {name: getattr(TrainArguments, name, None) for name in now} | before
     changed = [
-        f"--{name} was {before.get(name)}, is {now[name]}"
+        f"--{name} was {before[name]}, is {now[name]}"
         for name in now
-        if name not in FREE_FLAGS and now[name] != before.get(name)
+        if name not in FREE_FLAGS and now[name] != before[name]
     ]
     if changed:
         raise UserError(f"--resume needs the flags that the run had: {'; '.join(changed)}.")

@@ -45,7 +45,7 @@ from dpbert_jax.training.loop import StagePlan, run_stage
 from dpbert_jax.training.memory import check_memory, memory_explained
 from dpbert_jax.training.objective import stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
-from dpbert_jax.training.output import open_output
+from dpbert_jax.training.output import open_output, write_skipped_rows
 from dpbert_jax.training.preemption import Preemption
 from dpbert_jax.training.refit import held_out_table, refit_planner
 from dpbert_jax.training.rows import (
@@ -110,6 +110,7 @@ def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | 
         data_dir=args.data_dir,
         train_file=args.train_file,
         validation_file=args.validation_file,
+        on_bad_row=args.on_bad_row,
     )
     if "train" not in task.splits:
         raise UserError("This data has no training split; train.py needs one.")
@@ -132,6 +133,8 @@ def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | 
     hosts.check_agreement("training rows", rows.kept.token_ids.tobytes())
 
     folder = hosts.on_main(lambda: open_output(args, global_batch_size(args)))
+    if folder:
+        write_skipped_rows(folder, task)
     checkpoints = Checkpoints(
         Path(args.output_dir) / CHECKPOINTS, resolved, on_saved=bucket.push if bucket else None
     )
@@ -336,6 +339,7 @@ def _report(run: _Run, config: DPBertConfig, params: Params, last: StagePlan) ->
             task_name=args.task_name,
             data_dir=args.data_dir,
             validation_file=args.validation_file,
+            on_bad_row=args.on_bad_row,
             max_seq_length=args.max_seq_length,
         ),
     )

@@ -140,7 +140,7 @@ GOOD = "text,label\nx,neg\ny,pos\n"
         (GOOD, "words,label\nx,neg\n", r"^dev\.csv line 2: there is no column 'text'"),
         (GOOD, "text\nx\n", r"^dev\.csv line 2: there is no column 'label'"),
         (GOOD, "text,label\n", r"dev\.csv: the file has no rows"),
-        ("label\na\nb\n", GOOD, r"train\.csv: no text column"),
+        ("label\na\nb\n", GOOD, r"^train\.csv line 2: no text column"),
         ("text,label\nx,a\n", GOOD, "all labels are 'a'"),
         ("text,label\nx,0.5\ny,l.5\n", GOOD, r"^train\.csv line 3: label 'l\.5' is of another"),
         ("text,label\nx,0.5\n", GOOD, r"^dev\.csv line 2: label 'neg' is not a number"),
