@@ -122,6 +122,61 @@ def test_eval_prints_a_table(run_script, tiny_run):
     assert "dense" in stdout and "0.75" in stdout
 
 
+def as_flags(values):
+    return [str(part) for name, value in values.items() for part in (f"--{name}", value)]
+
+
+def messy(path, folder):
+    """A copy of a csv file with a row of each fault at its end."""
+    faults = [
+        b"good \xff,positive",
+        b",positive",
+        b"bad,",
+        b"bad",
+        b"bad,negtive",
+        b"a \0,negative",
+    ]
+    copy = folder / Path(path).name
+    copy.write_bytes(Path(path).read_bytes() + b"\n".join(faults) + b"\n")
+    return copy
+
+
+def test_bad_rows_are_refused_or_skipped_and_listed(
+    run_script, sentence_files, tiny_run, run_flags, tmp_path, caplog
+):
+    files = {name: messy(path, tmp_path) for name, path in sentence_files["classes"].items()}
+    # A class name that was never meant would be one more class of the training file.
+    files["train_file"].write_bytes(files["train_file"].read_bytes().replace(b"negtive", b""))
+    flags = as_flags({**run_flags, **files, "output_dir": tmp_path / "run"})
+    result = run_script("train.py", flags)
+    assert_one_sentence(result, "classes_train.csv line 62: byte 6 is not valid UTF-8")
+    assert not (tmp_path / "run").exists()
+
+    code, _, stderr = run_script("train.py", [*flags, "--on_bad_row", "skip"])
+    assert code == 0, stderr
+    assert "train: 6 of 66 rows skipped.\n  classes_train.csv line 62: byte 6 is" in caplog.text
+    listed = (tmp_path / "run" / "skipped_rows.txt").read_text().splitlines()
+    places = [f"train: classes_train.csv line {number}: " for number in range(62, 68)]
+    places += [f"validation: classes_validation.csv line {number}: " for number in range(22, 28)]
+    assert len(listed) == len(places)
+    for place in places:
+        assert sum(line.startswith(place) for line in listed) == 1
+    # The good rows are those of the clean files, so the run is that run.
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() == (tiny_run / WEIGHTS).read_bytes()
+
+    # What the run skipped is skipped where the run's data is read again; other data is not.
+    evaluation = ["--model_name_or_path", "{tmp}/run", "--executor", "masked"]
+    code, _, stderr = run_script("eval.py", [*evaluation, "--json", "{tmp}/eval.json"])
+    assert code == 0, stderr
+    scored = json.loads((tmp_path / "eval.json").read_text())
+    assert (scored["examples"], scored["skipped_rows"]) == (20, 6)
+    other = ["--validation_file", str(files["validation_file"])]
+    result = run_script("eval.py", [*evaluation, *other])
+    assert_one_sentence(result, "classes_validation.csv line 22: byte 6 is not valid UTF-8")
+    result = run_script("eval.py", [*evaluation, "--on_bad_row", "warn"])
+    assert_one_sentence(result, "--on_bad_row is 'warn'")
+
+
 def as_process(script, *flags, cwd):
     """Started from another folder, with this process's devices and compiled programs."""
     return subprocess.Popen(
@@ -152,8 +207,7 @@ def losses(folder):
 def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(tiny_run, run_flags, tmp_path):
     """SIGKILL leaves no time to tidy up; the straight run is this process's own."""
     folder = tmp_path / "run"
-    flags = [part for name, value in run_flags.items() for part in (f"--{name}", value)]
-    flags += ["--output_dir", folder]
+    flags = as_flags({**run_flags, "output_dir": folder})
     with as_process("train.py", *flags, cwd=tmp_path) as process:
         deadline = time.monotonic() + 300
         while len(losses(folder)) < 5 and process.poll() is None:

@@ -84,8 +84,8 @@ def load_files(
     else:
         names = tuple(labels) or None
     texts = splits[first].columns
-    classes = shortened(names) if names else "none"
-    logger.info("Own files: texts %s, classes %s.", shortened(list(texts)), classes)
+    classes = f"{len(names)} classes {shortened(list(names))}" if names else "scores"
+    logger.info("Own files: texts %s, %s.", shortened(list(texts)), classes)
     return TaskData(
         spec=custom_spec(texts, names),
         splits={name: _examples(split, names, bad_rows[name]) for name, split in splits.items()},

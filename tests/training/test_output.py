@@ -47,6 +47,7 @@ def test_replacing_a_run_removes_what_a_run_writes_and_nothing_else(tmp_path):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     (tmp_path / "baselines" / "static_3").mkdir(parents=True)  # of the run that goes
     (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "skipped_rows.txt").write_text("train: a.csv line 2: ...\n")
     (tmp_path / "notes.txt").write_text("mine")
     open_folder(tmp_path, seed=2, overwrite_output_dir=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "train_config.json"]
