@@ -122,6 +122,8 @@ def test_known_labels_stand_in_for_the_training_file(tmp_path: Path):
     path.write_text("text,label\nx,pos\n")
     task = load_files({"validation": path}, labels=["neg", "pos"])
     assert labels_of(task, "validation") == [1]
+    path.write_text("text,label\nx,3\n")  # whole scores, and no classes
+    assert load_files({"validation": path}, labels=()).spec.is_regression
     with pytest.raises(UserError, match="give --train_file"):
         path.write_text("text,label\nx,pos\ny,neg\n")
         load_files({"validation": path})

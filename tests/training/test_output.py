@@ -73,6 +73,15 @@ def test_every_changed_flag_is_named(tmp_path):
         open_folder(tmp_path, resume=True, seed=1, learning_rate=0.1, save_steps=1)
 
 
+def test_a_flag_that_is_newer_than_the_run_had_its_default(tmp_path):
+    recorded = json.loads((open_folder(tmp_path) / "train_config.json").read_text())
+    del recorded["on_bad_row"]
+    (tmp_path / "train_config.json").write_text(json.dumps(recorded))
+    open_folder(tmp_path, resume=True)
+    with pytest.raises(UserError, match=r"--on_bad_row was error, is skip"):
+        open_folder(tmp_path, resume=True, on_bad_row="skip")
+
+
 def test_flags_that_change_no_parameter_may_change(tmp_path):
     open_folder(tmp_path)
     before = contents(tmp_path)
