@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpbert_jax.errors import UserError
+from dpbert_jax.integrity import verify, write_whole
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
@@ -202,8 +203,13 @@ def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> DPBertConfig:
-    """Reads `folder/config.json`."""
+    """Reads `folder/config.json`.
+
+    Raises:
+        UserError: it is not there, not what the folder's checksums list, or no configuration.
+    """
     path = folder / "config.json"
+    verify(folder, path.name.__eq__)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -218,6 +224,6 @@ def read_config(folder: Path) -> DPBertConfig:
 
 
 def write_config(config: DPBertConfig, folder: Path) -> None:
-    """Writes `folder/config.json`."""
+    """Writes `folder/config.json`, in one move."""
     text = json.dumps(to_hf_dict(config), indent=2, sort_keys=True)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "config.json", text + "\n")

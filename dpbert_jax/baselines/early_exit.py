@@ -21,11 +21,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from dpbert_jax.baselines.fit import Run, fit
 from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.convert.huggingface import WEIGHTS, put_weights
 from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.integrity import verify
 from dpbert_jax.model import Params
 from dpbert_jax.model.bert import (
     DropoutKeys,
@@ -41,7 +43,6 @@ from dpbert_jax.training.objective import row_losses, score_sums
 from dpbert_jax.training.rows import compute_dtype
 
 Method = Literal["deebert", "pabee"]
-FILE = "model.safetensors"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -130,12 +131,14 @@ def train_exits(run: Run, method: Method) -> Path:
     folder = run.folder / BASELINES / method
     folder.mkdir(parents=True, exist_ok=True)
     flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
-    save_file(flat, str(folder / FILE))
+    put_weights(folder, flat)
     return folder
 
 
 def load_exits(folder: Path) -> Params:
-    flat = load_file(str(folder / FILE))
+    """What `train_exits` left in its folder; other bytes than those are refused."""
+    verify(folder)
+    flat = load_file(str(folder / WEIGHTS))
     return unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
 
 

@@ -21,6 +21,15 @@ from dpbert_jax.bucket import BucketFolder, is_url
 from dpbert_jax.config import DPBertConfig, read_config, write_config
 from dpbert_jax.convert.keys import canonical_hf_key, key_table
 from dpbert_jax.errors import UserError
+from dpbert_jax.integrity import (
+    SUMS,
+    digest,
+    inside,
+    is_weights,
+    model_files,
+    verify,
+    write_sums,
+)
 from dpbert_jax.model import Params, init_params
 
 logger = logging.getLogger(__name__)
@@ -68,14 +77,43 @@ def resolve_folder(model_name_or_path: str) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's fast tokenizer."""
+    """The folder's fast tokenizer; code that the folder brings along is never run.
+
+    Raises:
+        UserError: there is none, it cannot be loaded, it names files outside the folder, or a file
+            of the folder other than the weights is not what its checksums list.
+    """
+    # Which of the small files are read is up to transformers: all of them are checked.
+    verify(folder, lambda name: not is_weights(name))
     # Without these transformers makes up a tokenizer that knows five special tokens, and no word.
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt")):
         raise UserError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.txt.")
+    _refuse_files_elsewhere(folder)
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        # Said outright: the default is to ask at the terminal.
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a damaged file raises nearly anything
         raise UserError(f"{folder} holds no tokenizer that can be loaded: {error}") from error
+
+
+def _refuse_files_elsewhere(folder: Path) -> None:
+    """Looks at what transformers may take for files in the tokenizer's configuration."""
+    path = folder / "tokenizer_config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        items = list(values.items())
+    except FileNotFoundError:
+        return
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: it holds no JSON object.") from error
+    for key, value in items:
+        if key in ("vocab", "merges") or key.endswith(("_file", "_files")):
+            for name in value if isinstance(value, list) else [value]:
+                # Many published models name a file of the machine that made them: there is none.
+                if isinstance(name, str) and name and (folder / name).exists():
+                    inside(folder, name, path)
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -84,10 +122,10 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     names = [WEIGHTS]
     if index.exists():
         try:
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            shards = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} is damaged: it holds no weight_map.") from error
-        names = sorted(set(shards))
+        names = sorted({inside(folder, shard, index).name for shard in shards})
     elif not (folder / WEIGHTS).exists():
         raise UserError(
             f"{folder} holds no {WEIGHTS}. If it has a pytorch_model.bin, which is pickled code "
@@ -100,7 +138,7 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     unused = []
     for name in names:
         try:
-            loaded = load_file(str(folder / Path(name).name))
+            loaded = load_file(str(folder / name))
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{folder / name} is damaged or no safetensors file: {error}."
@@ -127,8 +165,10 @@ def load_params(
             there, and nothing more.
 
     Raises:
-        UserError: with every missing key, unexpected key and misfit of shape, all at once.
+        UserError: with every missing key, unexpected key and misfit of shape, all at once; or the
+            weights are not what the folder's checksums list.
     """
+    verify(folder, is_weights)
     tensors = _read_tensors(folder)
     shapes: Any = flatten_dict(jax.eval_shape(lambda: init_params(config, seed)))
     flat, problems, drawn = {}, [], []
@@ -165,7 +205,8 @@ def load_run(model_name_or_path: str) -> tuple[Path, DPBertConfig, Params, Any]:
 def save_folder(folder: Path, config: DPBertConfig, params: Params, tokenizer: Any) -> None:
     """Writes a folder that this library and Hugging Face's BERT classes load.
 
-    The weights are put in place last and in one move, so a folder that has them is complete.
+    The weights are put in place last and in one move, so a folder that has them is complete. The
+    checksums come just before: a folder whose saving was cut short never passes for a whole one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(folder))
@@ -173,11 +214,20 @@ def save_folder(folder: Path, config: DPBertConfig, params: Params, tokenizer: A
 
 
 def save_weights(folder: Path, config: DPBertConfig, params: Params) -> None:
-    """Writes `config.json`, then `model.safetensors`, to a folder that is there."""
+    """Writes `config.json`, checksums and `model.safetensors` to a folder that is there."""
     flat = flatten_dict(params)
-    tensors = {e.hf: e.to_hf(np.asarray(flat[e.path])) for e in key_table(config)}
     write_config(config, folder)
+    put_weights(folder, {e.hf: e.to_hf(np.asarray(flat[e.path])) for e in key_table(config)})
+
+
+def put_weights(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes `SHA256SUMS` over the model's files, then moves `model.safetensors` into place.
+
+    Cut short at any point, the folder holds no weights, or others than are listed.
+    """
     partial = folder / f"{WEIGHTS}.partial"
     save_file(tensors, str(partial), metadata={"format": "pt"})
-    shutil.copymode(folder / "config.json", partial)  # safetensors makes files for the owner only
+    sums = {name: digest(folder / name) for name in model_files(folder) if name != WEIGHTS}
+    write_sums(folder, {**sums, WEIGHTS: digest(partial)})
+    shutil.copymode(folder / SUMS, partial)  # safetensors makes files for the owner only
     os.replace(partial, folder / WEIGHTS)

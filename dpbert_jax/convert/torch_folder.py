@@ -7,6 +7,7 @@ from typing import Any
 
 from dpbert_jax.config import DPBertConfig, to_hf_dict
 from dpbert_jax.convert.huggingface import save_folder
+from dpbert_jax.integrity import update_sums, write_whole
 from dpbert_jax.model import Params
 
 REMOTE = Path(__file__).parent / "remote"
@@ -39,7 +40,8 @@ def save_torch_code(folder: Path, config: DPBertConfig) -> None:
         "auto_map": AUTO_MAP,
     }
     text = json.dumps(values, indent=2, sort_keys=True)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "config.json", text + "\n")
+    update_sums(folder, ["config.json", *CODE])
 
 
 def save_card(folder: Path, config: DPBertConfig) -> None:
@@ -78,4 +80,5 @@ made.layer_mask  # [B, {bert.num_hidden_layers}], 1 where a layer ran
 `BertForSequenceClassification.from_pretrained(FOLDER)` loads the same weights as a plain, dense
 BERT.
 """
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_whole(folder / "README.md", text)
+    update_sums(folder, ["README.md"])

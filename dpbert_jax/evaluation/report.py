@@ -26,6 +26,7 @@ from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
 from dpbert_jax.inference import AUTO, Rule, make_executor, pick_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.inference.rules import check_budget
+from dpbert_jax.integrity import update_sums
 from dpbert_jax.model import Params
 from dpbert_jax.run_folder import TEACHER
 
@@ -148,6 +149,7 @@ def _calibrated(
     )
     config = dataclasses.replace(config, calibration=calibration)
     write_config(config, folder)
+    update_sums(folder, ["config.json"])
     logger.info("Thresholds from the split '%s' are in %s/config.json.", args.calibrate, folder)
     return config
 

@@ -15,8 +15,9 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
 from dpbert_jax.export.arguments import ExportArguments
-from dpbert_jax.export.formats import FORMATS, Model
+from dpbert_jax.export.formats import FORMATS, Model, load_artifact, write_artifact
 from dpbert_jax.export.verify import INT8_TOLERANCE, TOLERANCE, Comparison, verify
+from dpbert_jax.run_folder import TRAIN_CONFIG, read_train_config
 
 logger = logging.getLogger("dpbert_jax.export")
 
@@ -28,7 +29,9 @@ def export(args: ExportArguments) -> bool:
     if args.verify:
         chosen.require(chosen.to_run, f"--verify of --format {args.format}")
     source, config, params, tokenizer = load_run(args.run_dir)
-    model = Model(config, params, tokenizer, args.plan_rule, args.int8)
+    is_run = (source / TRAIN_CONFIG).exists()
+    length = read_train_config(source)["max_seq_length"] if is_run else None
+    model = Model(config, params, tokenizer, args.plan_rule, args.int8, length)
     verifiable = _validation(args, source, model) if args.verify else []
     folder = Path(args.output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -44,10 +47,10 @@ def export(args: ExportArguments) -> bool:
             f"--output {folder} cannot be written: {partial}: {error.strerror}."
         ) from error
     try:
-        chosen.write(partial, model)
+        write_artifact(args.format, partial, model)
         agrees = True
         for name, split, spec, length in verifiable:
-            made = verify(chosen.load(partial, model), model, split, spec, length)
+            made = verify(load_artifact(args.format, partial, model), model, split, spec, length)
             _print(name, made, model)
             agrees &= all(comparison.agrees for comparison in made)
         if agrees:

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +15,12 @@ from dpbert_jax.config import DPBertConfig, write_config
 from dpbert_jax.convert.stablehlo import stablehlo_program
 from dpbert_jax.convert.torch_folder import save_torch_folder
 from dpbert_jax.errors import UserError
+from dpbert_jax.integrity import seal, verify
 from dpbert_jax.model import Params
 
 ONNX = "model.onnx"
 STABLEHLO = "model.stablehlo"
+EXPORT_CONFIG = "export_config.json"
 
 Batch = Mapping[str, np.ndarray]  # input_ids, attention_mask, token_type_ids: int, [B, S]
 Answer = tuple[np.ndarray, np.ndarray]  # logits [B, C] and layer_mask [B, L]
@@ -31,6 +35,7 @@ class Model(NamedTuple):
     tokenizer: Any
     plan_rule: str
     int8: bool
+    max_seq_length: int | None  # that it was trained at; None where the folder does not say
 
 
 class Format(NamedTuple):
@@ -57,9 +62,30 @@ class Format(NamedTuple):
 
 
 def _write_beside(folder: Path, model: Model) -> None:
-    """What every server needs beside the artifact: names of the classes, and the tokenizer."""
+    """What every server needs beside a graph: planner, thresholds and classes; the tokenizer."""
     model.tokenizer.save_pretrained(str(folder))
     write_config(model.config, folder)
+
+
+def write_artifact(name: str, folder: Path, model: Model) -> None:
+    """Writes a format's artifact, then how it was made, then the checksums of it all."""
+    FORMATS[name].write(folder, model)
+    made = {
+        "format": name,
+        "plan_rule": None if name == "huggingface" else model.plan_rule,  # there, of the call
+        "int8": model.int8,
+        "max_seq_length": model.max_seq_length,
+        "versions": {package: version(package) for package in ("dpbert-jax", "jax")},
+    }
+    text = json.dumps(made, indent=2)
+    (folder / EXPORT_CONFIG).write_text(text + "\n", encoding="utf-8")
+    seal(folder)
+
+
+def load_artifact(name: str, folder: Path, model: Model) -> Call:
+    """A format's artifact, as a function; only the very bytes that were written are loaded."""
+    verify(folder)
+    return FORMATS[name].load(folder, model)
 
 
 def _write_onnx(folder: Path, model: Model) -> None:
@@ -102,6 +128,7 @@ def _load_huggingface(folder: Path, model: Model) -> Call:
     torch: Any = importlib.import_module("torch")
     from transformers import AutoModelForSequenceClassification
 
+    # This library's own code, just written there.
     loaded = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     loaded.eval()
     planned = model.config.planner is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpbert_jax.data import TaskData
 from dpbert_jax.errors import UserError
+from dpbert_jax.integrity import SUMS
 from dpbert_jax.run_folder import (
     BASELINES,
     BEST,
@@ -33,6 +34,9 @@ RUN_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "vocab.txt",
+    "config.json.partial",
+    SUMS,
+    f"{SUMS}.partial",
     METRICS,
     TRAIN_CONFIG,
     f"{TRAIN_CONFIG}.partial",

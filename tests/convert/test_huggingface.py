@@ -35,8 +35,9 @@ def tokenizer():
 
 @pytest.fixture
 def folder(tmp_path, tokenizer, random_params):
-    """A saved run of the planned model."""
+    """A saved run of the planned model, without checksums, so that it can be changed."""
     save_folder(tmp_path / "run", PLANNED, random_params(PLANNED), tokenizer)
+    (tmp_path / "run" / "SHA256SUMS").unlink()
     return tmp_path / "run"
 
 
@@ -193,7 +194,7 @@ def test_folders_that_are_no_model(tmp_path, tokenizer, random_params):
     with pytest.raises(UserError, match=r"holds no model\.safetensors"):
         load_run(str(tmp_path))
     save_folder(tmp_path, DENSE, random_params(DENSE), tokenizer)
-    for path in tmp_path.glob("*token*"):
+    for path in [*tmp_path.glob("*token*"), tmp_path / "SHA256SUMS"]:
         path.unlink()
     with pytest.raises(UserError, match=r"no tokenizer: neither tokenizer\.json nor vocab\.txt"):
         load_run(str(tmp_path))
