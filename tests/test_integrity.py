@@ -1,7 +1,6 @@
 """Checksums: whatever byte changes, loading refuses the folder and names the file."""
 
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -17,7 +16,7 @@ from dpbert_jax.integrity import SUMS, inside, read_sums, seal, update_sums, ver
 
 CONFIG = DPBertConfig(TINY, PlannerConfig(hidden_size=8), Calibration((0.4, 1.0), (0.2, -6.0)))
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
-FLIPS = 40
+FLIPS = 25
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +78,13 @@ def test_a_changed_bit_of_an_export_is_noticed_and_its_file_named(
     write_artifact(form, tmp_path, model)
     assert coreutils(tmp_path) == 0
     assert set(read_sums(tmp_path)) == {path.name for path in tmp_path.iterdir()} - {SUMS}
-    monkeypatch.setitem(FORMATS, form, FORMATS[form]._replace(load=lambda *_: "loaded"))
+    monkeypatch.setitem(FORMATS, form, FORMATS[form]._replace(load=lambda *_: len))
     for path in flips(tmp_path):
         with pytest.raises(UserError, match=re.escape(path.name)):
             load_artifact(form, tmp_path, model)
         with pytest.raises(UserError, match=re.escape(path.name)):
             load_run(str(tmp_path)) if form == "huggingface" else verify(tmp_path)
-    assert load_artifact(form, tmp_path, model) == "loaded"
+    assert load_artifact(form, tmp_path, model) is len
 
 
 def test_each_reader_checks_what_it_reads(folder):
@@ -218,19 +217,3 @@ def test_the_code_of_a_pytorch_folder_is_listed(model, tmp_path):
     save_torch_folder(tmp_path, CONFIG, model.params, model.tokenizer)
     assert coreutils(tmp_path) == 0
     assert {"modeling_dpbert.py", "README.md", "config.json"} <= set(read_sums(tmp_path))
-
-
-def test_a_run_is_sealed_with_its_teacher_and_follows_its_calibration(tiny_run, tmp_path):
-    from dpbert_jax.evaluation.arguments import EvalArguments
-    from dpbert_jax.evaluation.report import evaluate_run
-
-    for folder in (tiny_run, tiny_run / "teacher"):
-        assert coreutils(folder) == 0
-    growing = {"metrics.jsonl", "checkpoints", "tensorboard", "teacher"}
-    assert set(read_sums(tiny_run)) == {p.name for p in tiny_run.iterdir()} - growing - {SUMS}
-    folder = tmp_path / "run"
-    shutil.copytree(tiny_run, folder)
-    evaluate_run(EvalArguments(str(folder), budget=[0.7], calibrate="validation"))
-    assert (folder / "config.json").read_bytes() != (tiny_run / "config.json").read_bytes()
-    assert coreutils(folder) == 0
-    load_run(str(folder))

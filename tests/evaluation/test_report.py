@@ -7,12 +7,14 @@ import shutil
 import pytest
 
 from dpbert_jax.config import read_config
+from dpbert_jax.convert import load_run
 from dpbert_jax.data import TaskData
 from dpbert_jax.data.tasks import GLUE_TASKS
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation import task
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.report import _write_json, evaluate_run
+from dpbert_jax.integrity import read_sums
 
 FIELDS = {
     "task",
@@ -122,6 +124,8 @@ def test_calibration_on_another_split_is_written_to_the_run(tiny_run, tmp_path):
     before = read_config(folder).calibration
     (result,) = evaluate(folder, budget=[0.7], calibrate="validation")
     after = read_config(folder).calibration
+    load_run(str(folder))  # the checksums followed
+    assert read_sums(folder) is not None
     assert after != before and after.budgets == before.budgets
     assert result["cost"] == pytest.approx(0.7, abs=1 / 60 + 1e-6)  # one gate of one of 20 rows
     with pytest.raises(

@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib.util
+import json
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 
-from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig, read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.export import __main__ as cli
 from dpbert_jax.export.arguments import ExportArguments
@@ -31,7 +33,12 @@ def test_a_run_is_exported_and_verified(form, tiny_run, tmp_path, capsys):
         pytest.importorskip("torch", reason="torch is not installed")
     assert cli.export(flags(tiny_run, tmp_path / "out", form, verify=True))
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written >= FILES[form] | {"config.json", "tokenizer.json"}
+    assert written >= FILES[form] | {"config.json", "tokenizer.json", "SHA256SUMS"}
+    assert read_config(tmp_path / "out") == read_config(tiny_run)
+    made = json.loads((tmp_path / "out" / "export_config.json").read_text())
+    assert (made["format"], made["int8"], made["max_seq_length"]) == (form, False, 16)
+    assert made["plan_rule"] == (None if form == "huggingface" else "threshold")
+    assert made["versions"]["dpbert-jax"] == version("dpbert-jax")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     shown = capsys.readouterr().out
     assert "validation: 20 inputs" in shown

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from dpbert_jax.convert import load_run
 from dpbert_jax.errors import UserError
+from dpbert_jax.integrity import read_sums, verify
 from dpbert_jax.training import run
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.run import train
@@ -74,6 +75,13 @@ def test_the_folder_holds_what_the_contract_names(tiny_run):
     assert len(calibration["thresholds"]) == len(calibration["budgets"])
     assert "dpbert" not in json.loads((tiny_run / "teacher" / "config.json").read_text())
     assert list((tiny_run / "tensorboard").iterdir())
+
+
+def test_run_and_teacher_have_sums_over_all_that_no_longer_grows(tiny_run):
+    for folder in (tiny_run, tiny_run / "teacher"):
+        verify(folder)
+        growing = {"metrics.jsonl", "checkpoints", "tensorboard", "teacher", "SHA256SUMS"}
+        assert set(read_sums(folder)) == {path.name for path in folder.iterdir()} - growing
 
 
 def test_every_step_of_every_stage_is_logged_once(tiny_run):
@@ -142,7 +150,10 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 def test_resuming_a_finished_run_changes_nothing(tiny_run, run_flags, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
+    (folder / "config.json").write_text("{}")  # a kill as it was saved leaves such, or such sums
+    (folder / "SHA256SUMS").write_text("")
     start(folder, run_flags, resume="always")
+    verify(folder)
     assert weights(folder) == weights(tiny_run)
     assert metrics(folder) == metrics(tiny_run)
 
