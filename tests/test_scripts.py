@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,14 @@ def test_train_refuses_in_one_sentence_and_writes_nothing(flags, words, run_scri
 )
 def test_eval_refuses_in_one_sentence(flags, words, run_script, tiny_run):
     assert_one_sentence(run_script("eval.py", flags, run=tiny_run), *words)
+
+
+def test_eval_refuses_a_folder_with_a_changed_byte(run_script, tiny_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    weights = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert_one_sentence(run_script("eval.py", EVAL, run=folder), WEIGHTS, "SHA256SUMS")
 
 
 def test_eval_prints_a_table(run_script, tiny_run):
