@@ -26,8 +26,11 @@ def read_train_config(folder: Path) -> dict[str, Any]:
 
 
 def read_resolved(folder: Path) -> dict[str, Any]:
-    """What followed from the flags and the devices: `global_batch_size`, rows a step."""
-    return _read_record(folder)[RESOLVED]
+    """What followed from the flags and the devices: `global_batch_size`, rows a step.
+
+    Empty for a run from before it was recorded.
+    """
+    return _read_record(folder).get(RESOLVED, {})
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

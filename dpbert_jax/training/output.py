@@ -134,7 +134,7 @@ def _refuse_changes(args: TrainArguments, global_batch_size: int, folder: Path) 
     ]
     if changed:
         raise UserError(f"--resume needs the flags that the run had: {'; '.join(changed)}.")
-    had = read_resolved(folder)["global_batch_size"]
+    had = read_resolved(folder).get("global_batch_size", global_batch_size)
     if had != global_batch_size:
         raise UserError(
             f"--resume: the run learned from {had} rows a step, and this would be "
