@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,16 @@ class BestEpoch:
 
     def _keep(self, found: float, done: int, params: Params) -> None:
         path = self._folder / SCORE
-        before = json.loads(path.read_text())["score"] if path.exists() else float("-inf")
-        logger.info("Step %d: score %.4f, best before %.4f.", done, found, before)
-        if path.exists() and not found > before:
+        before = json.loads(path.read_text())["score"] if path.exists() else None
+        logger.info("Step %d: score %s, best before %s.", done, found, before)
+        if before is not None and not found > before:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         save_weights(self._folder, self._config, params)
         # Written last, in one move: a kill in between has this epoch scored and kept again.
+        kept = None if math.isnan(found) else found  # any other is better than an undefined score
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"score": found, "stage_step": done}) + "\n")
+        partial.write_text(json.dumps({"score": kept, "stage_step": done}) + "\n")
         partial.replace(path)
 
     def params(self) -> Params:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dpbert_jax.cli import parse
 from dpbert_jax.errors import UserError
 from dpbert_jax.training.arguments import POSITIVE, TrainArguments
 
@@ -66,3 +67,19 @@ def test_exactly_one_place_to_start_from(teacher, model):
 def test_an_unknown_tracker_is_named():
     with pytest.raises(UserError, match=r"--report_to comet: .*tensorboard"):
         arguments(report_to=["none", "comet"])
+
+
+@pytest.mark.parametrize("flags", [{"keep_best": 0.3}, {"keep_best": 0.6, "num_final_epochs": 0.0}])
+def test_the_best_epoch_is_one_of_the_final_stage_at_a_trained_budget(flags):
+    with pytest.raises(UserError, match="--keep_best"):
+        arguments(**flags)
+    assert arguments(keep_best=1.0).keep_best == 1.0
+
+
+@pytest.mark.parametrize(
+    "words, value",
+    [([], "never"), (["--resume"], "always"), (["--resume", "auto"], "auto")],
+)
+def test_resume_is_a_switch_or_auto(words, value):
+    given = ["--output_dir", "run", "--model_name_or_path", "minilm", *words]
+    assert parse(TrainArguments, None, [*given, "--seed", "3"]).resume == value

@@ -1,5 +1,7 @@
 """The loop with a step that computes nothing: what is stepped, logged and saved, and when."""
 
+from signal import SIGTERM
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
@@ -34,21 +36,21 @@ class Recorder:
         pass
 
 
-def run(num_steps=7, done=0, loss=float, grad_norm=float, teacher_logits=None, **flags):
+def run(num_steps=7, done=0, loss=float, grad_norm=float, teacher_logits=None, step=None, **flags):
     """Runs a stage that begins at global step 100; returns batches, logged lines and saves."""
     seen, saves, tracker = [], [], Recorder()
 
-    def step(state, batch, signal):
+    def count(state, batch, signal):
         seen.append(batch)
         number = int(state.step) + 1
-        rows = float(batch["weights"].sum())
+        rows = float(batch["weights"].sum()) or 1.0
         sums = {"loss": loss(number), "rows": rows, "layers": 2 * rows, "correct": rows / 2}
         sums |= {"grad_norm": grad_norm(number), "signal": signal}
         return TrainState({}, (), np.int32(number)), sums
 
     state = run_stage(
         StagePlan("dense", 0, 100, num_steps),
-        step,
+        step or count,
         TrainState({}, (), np.int32(done)),
         SPLIT,
         teacher_logits,
@@ -130,3 +132,34 @@ def test_the_running_correlation_is_pearsons():
         for a, b in zip(x.reshape(3, 10), y.reshape(3, 10), strict=True)
     ]
     assert _summary(window, True)["score"] == pytest.approx(pearsonr(x, y)[0])
+
+
+def test_a_signal_finishes_the_step_saves_and_ends_the_process(caplog):
+    """Signals as other processes' sums tell them: this one got none itself."""
+    saves = []
+
+    def step(state, batch, signal):
+        number = int(state.step) + 1
+        sums = {"loss": 1.0, "rows": 4.0, "layers": 8.0, "correct": 2.0, "grad_norm": 1.0}
+        told = float(SIGTERM) if number == 4 else float(signal)
+        return TrainState({}, (), np.int32(number)), {**sums, "signal": told}
+
+    with pytest.raises(SystemExit) as stop:
+        run(step=step, save=lambda number, state: saves.append(number))
+    assert stop.value.code == 143
+    assert saves == [2, 4]  # by the schedule, and by the signal
+    assert "Stopped by SIGTERM behind step 4 of 7 in stage dense" in caplog.text
+
+
+def test_epochs_end_behind_their_last_batch_and_at_the_end():
+    ends = []
+    run(end_epoch=lambda number, state: ends.append((number, int(state.step))))
+    assert ends == [(3, 3), (6, 6), (7, 7)]
+
+
+def test_a_process_builds_its_own_positions_only():
+    whole = run()[0]
+    for part in ([0, 1], [2, 3]):
+        for batch, wanted in zip(run(own=np.array(part))[0], whole, strict=True):
+            for name, value in batch.items():
+                np.testing.assert_array_equal(value, wanted[name][part])

@@ -9,8 +9,9 @@ from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.output import FREE_FLAGS, open_output
 
 
-def open_folder(folder, **flags):
-    return open_output(TrainArguments(str(folder), "minilm", task_name="docstrings", **flags))
+def open_folder(folder, rows=32, **flags):
+    args = TrainArguments(str(folder), "minilm", task_name="docstrings", **flags)
+    return open_output(args, global_batch_size=rows)
 
 
 def contents(folder):
@@ -62,30 +63,52 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_there_must_be_a_run_to_resume(tmp_path):
     with pytest.raises(UserError, match="holds no run to go on with"):
-        open_folder(tmp_path, resume=True)
+        open_folder(tmp_path, resume="always")
     with pytest.raises(UserError, match="contradict"):
-        open_folder(tmp_path, resume=True, overwrite_output_dir=True)
+        open_folder(tmp_path, resume="always", overwrite_output_dir=True)
 
 
 def test_every_changed_flag_is_named(tmp_path):
     open_folder(tmp_path)
     with pytest.raises(UserError, match=r"--seed was 42, is 1; --learning_rate was 5e-05, is 0.1"):
-        open_folder(tmp_path, resume=True, seed=1, learning_rate=0.1, save_steps=1)
+        open_folder(tmp_path, resume="always", seed=1, learning_rate=0.1, save_steps=1)
 
 
 def test_a_flag_that_is_newer_than_the_run_had_its_default(tmp_path):
     recorded = json.loads((open_folder(tmp_path) / "train_config.json").read_text())
     del recorded["on_bad_row"]
     (tmp_path / "train_config.json").write_text(json.dumps(recorded))
-    open_folder(tmp_path, resume=True)
+    open_folder(tmp_path, resume="always")
     with pytest.raises(UserError, match=r"--on_bad_row was error, is skip"):
-        open_folder(tmp_path, resume=True, on_bad_row="skip")
+        open_folder(tmp_path, resume="always", on_bad_row="skip")
 
 
 def test_flags_that_change_no_parameter_may_change(tmp_path):
     open_folder(tmp_path)
     before = contents(tmp_path)
-    changed = {"save_steps": 7, "logging_steps": 3, "report_to": ["none"], "max_eval_samples": 5}
+    changed = {
+        "per_device_train_batch_size": 8,
+        "save_steps": 7,
+        "logging_steps": 3,
+        "report_to": ["none"],
+        "max_eval_samples": 5,
+    }
     assert set(changed) <= set(FREE_FLAGS)
-    open_folder(tmp_path, resume=True, **changed)
+    open_folder(tmp_path, resume="always", **changed)
     assert contents(tmp_path) == before
+
+
+def test_auto_begins_where_there_is_no_run_and_goes_on_where_there_is(tmp_path):
+    for _ in range(2):
+        open_folder(tmp_path / "run", resume="auto", seed=7)
+    with pytest.raises(UserError, match="--seed was 7, is 8"):
+        open_folder(tmp_path / "run", resume="auto", seed=8)
+    with pytest.raises(UserError, match="contradict"):
+        open_folder(tmp_path / "run", resume="auto", overwrite_output_dir=True)
+
+
+def test_a_run_goes_on_with_as_many_rows_a_step(tmp_path):
+    open_folder(tmp_path, rows=32)
+    open_folder(tmp_path, rows=32, resume="always", per_device_train_batch_size=4)
+    with pytest.raises(UserError, match="learned from 32 rows a step, and this would be 64"):
+        open_folder(tmp_path, rows=64, resume="always")
