@@ -36,7 +36,10 @@ def parse(
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's main function; a user's mistake is one sentence and exit code 2."""
+    """Runs a script's main function.
+
+    A user's mistake is one sentence and exit code 2, Ctrl-C is exit code 130.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("dpbert_jax").setLevel(logging.INFO)
     # Orbax logs the traceback of what it raises too; what it raises is told in a sentence.
@@ -46,3 +49,5 @@ def run_script(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,28 @@ def test_eight_devices_are_the_same_however_many_processes_share_them(
     ]
     for lines in runs[1:]:
         assert_same_run(lines, runs[0])
+
+
+@pytest.mark.slow
+def test_one_process_that_is_told_to_stop_stops_all_behind_the_same_step(
+    run_flags, tiny_run, tmp_path
+):
+    flags = {**run_flags, "report_to": "none", "save_steps": 1000}
+    command = [*train_command(tmp_path / "run", flags, resume="auto"), "--multihost"]
+    started, metrics = launch(command, 2, 2), tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 600
+    while not metrics.exists() or not metrics.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGTERM)  # the one that writes nothing
+    codes, outputs = finish(started)
+    assert codes == [143, 143], outputs
+    said = {line for out in outputs for line in out.splitlines() if "Stopped by SIGTERM" in line}
+    assert len(said) == 1
+    codes, outputs = finish(launch(command, 2, 2))
+    assert codes == [0, 0], outputs
+    texts = (metrics.read_text(), (tiny_run / "metrics.jsonl").read_text())
+    assert_same_run(*([json.loads(line) for line in text.splitlines()] for text in texts))
 
 
 def test_a_mistake_of_one_process_is_told_by_all(run_flags, tmp_path):
