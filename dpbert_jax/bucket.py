@@ -58,7 +58,7 @@ class BucketFolder:
         found = self._local_files()
         with self._explained():
             for name, state in found.items():
-                if self._pushed.get(name) != state:
+                if self._pushed.get(name) != state and (self.local / name).exists():
                     target = f"{self._root}/{name}"
                     self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
                     self._files.put_file(str(self.local / name), target)
@@ -78,7 +78,10 @@ class BucketFolder:
             # What orbax has not finished is not there yet.
             if "orbax-checkpoint-tmp" in str(path) or not path.is_file():
                 continue
-            stat = path.stat()
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # an old checkpoint, removed meanwhile
+                continue
             files[path.relative_to(self.local).as_posix()] = (stat.st_size, stat.st_mtime_ns)
         return files
 

@@ -130,7 +130,8 @@ def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | 
         "model": dataclasses.asdict(config),
     }
     hosts.check_agreement("flags", json.dumps(resolved).encode())
-    hosts.check_agreement("training rows", rows.kept.token_ids.tobytes())
+    labels = np.asarray(rows.kept.labels)
+    hosts.check_agreement("training rows", rows.kept.token_ids.tobytes(), labels.tobytes())
 
     folder = hosts.on_main(lambda: open_output(args, global_batch_size(args)))
     if folder:
