@@ -40,7 +40,10 @@ def run_script(main: Callable[[], None]) -> None:
 
     A user's mistake is one sentence and exit code 2, Ctrl-C is exit code 130.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:  # orbax's import may have set up one of its own
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("dpbert_jax").setLevel(logging.INFO)
     # Orbax logs the traceback of what it raises too; what it raises is told in a sentence.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
