@@ -5,27 +5,24 @@ Prints a card for people, and one line of JSON last.
 
 import json
 import logging
-import os
 import platform
 import tempfile
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
+from dpbert_jax.benchmark.environment import make_room, own_cores, versions
 from dpbert_jax.benchmark.latency import measure_latency
 from dpbert_jax.benchmark.peers import Peer, available, write_models
 from dpbert_jax.benchmark.plots import check_plot, plot_latency, plot_throughput
 from dpbert_jax.benchmark.subjects import load_subject
 from dpbert_jax.benchmark.throughput import measure_throughput
 from dpbert_jax.cli import parse, run_script
-from dpbert_jax.errors import UserError
 
 logger = logging.getLogger("dpbert_jax.benchmark")
-VERSIONS = ("jax", "flax", "numpy", "torch", "transformers", "onnx", "onnxruntime", "openvino")
 
 
 def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
@@ -36,9 +33,9 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
         check_plot(Path(args.plot))
     for name in ("json", "plot"):
         if getattr(args, name):
-            _make_room(name, Path(getattr(args, name)))
+            make_room(name, Path(getattr(args, name)))
     subject = load_subject(args)
-    threads = args.threads or _own_cores()
+    threads = args.threads or own_cores()
     for name, reason in skipped.items():
         logger.info("Peer %s is skipped: %s.", name, reason)
     with ExitStack() as stack:
@@ -60,7 +57,7 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
         "threads": threads,
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in VERSIONS if _version(name)},
+        "versions": versions(),
         "skipped_peers": skipped,
         "rows": rows,
     }
@@ -76,29 +73,6 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(line)
     return report
-
-
-def _make_room(flag: str, path: Path) -> None:
-    """The folder for a file that is written at the end."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--{flag} {path} cannot be written: {error.strerror}.") from error
-    if path.is_dir():
-        raise UserError(f"--{flag} {path} is a folder: name a file.")
-
-
-def _own_cores() -> int:
-    """The cores that this process may use; not every system tells them from the machine's."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _print_card(report: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dpbert_jax.benchmark import exports
+from dpbert_jax.benchmark import exports, torch_training
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.convert.huggingface import save_weights
 from dpbert_jax.errors import UserError
@@ -128,6 +128,7 @@ def _load_openvino(folder: Path, threads: int) -> Call:
 
 _LOADERS = {
     "torch": _load_torch,
+    "torch-training": torch_training.load,
     "onnxruntime": _load_onnxruntime,
     "openvino": _load_openvino,
     "export-onnx": partial(exports.load_exported_onnx, "export-onnx"),

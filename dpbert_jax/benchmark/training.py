@@ -1,0 +1,282 @@
+"""Times a training step beside a plain PyTorch loop: same weights, rows, batch size and threads.
+
+Prints a card for people, and one line of JSON last.
+"""
+
+import dataclasses
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpbert_jax.benchmark import torch_training
+from dpbert_jax.benchmark.environment import make_room, own_cores, versions
+from dpbert_jax.benchmark.peers import Peer, available
+from dpbert_jax.cli import flag, parse, run_script
+from dpbert_jax.config import Calibration, DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.convert import load_params, load_tokenizer, resolve_folder
+from dpbert_jax.convert.huggingface import save_weights
+from dpbert_jax.data import TokenizedSplit, batches, load_task, tokenize
+from dpbert_jax.errors import UserError
+from dpbert_jax.model import DPBert, Params, init_params
+from dpbert_jax.training.objective import StageName, stage_loss
+from dpbert_jax.training.optimizer import make_optimizer
+from dpbert_jax.training.step import AXIS, Step, TrainState, create_state, make_train_step
+
+STAGES: tuple[StageName, ...] = ("dense", "joint", "final")
+REFERENCE = "torch, dynamic padding"
+MEGABATCHES = 50  # the Trainer's group_by_length sorts within so many batches
+ANY_CALIBRATION = Calibration((0.4, 1.0), (1.0, -6.0))  # plans do not change a stage's time
+
+Batch = dict[str, np.ndarray]
+Timed = Callable[[Batch], float]  # takes a step, tells its seconds
+
+
+@dataclass(frozen=True)
+class TrainingArguments:
+    model: str = flag("minilm", "Pretrained BERT: a hub id, a folder, or `minilm`.")
+    task_name: str | None = flag(None, "A GLUE task, or `docstrings` (built in, offline).")
+    data_dir: str | None = flag(None, "Folder of a GLUE task's official TSV files.")
+    per_device_train_batch_size: int = flag(32, "Rows of a batch.")
+    max_seq_length: int = flag(128, "Longer inputs are cut to so many tokens.")
+    steps: int = flag(40, "Steps of a pass; every variant passes over the same rows.")
+    repeats: int = flag(5, "Timed passes.")
+    threads: int | None = flag(None, "Threads of PyTorch. Default: the cores of this process.")
+    seed: int = flag(0, "Of the rows, their order, new parameters and dropout.")
+    json: str | None = flag(None, "Write the figures here.")
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "max_seq_length", "steps", "repeats"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1.")
+        if self.threads is not None and self.threads < 1:
+            raise UserError("--threads must be at least 1.")
+        if self.seed < 0:
+            raise UserError("--seed must not be negative.")
+
+
+def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
+    """Measures, prints, writes what was asked."""
+    if args.json:
+        make_room("json", Path(args.json))
+    names, skipped = available(["torch"])
+    source = resolve_folder(args.model)
+    task = load_task(task_name=args.task_name, data_dir=args.data_dir)
+    bert = dataclasses.replace(
+        read_config(source).bert,
+        num_labels=task.spec.num_labels,
+        labels=task.spec.labels,
+        is_regression=task.spec.is_regression,
+    )
+    if bert.is_regression:
+        raise UserError(f"{task.spec.name} has scores for labels: name a task with classes.")
+    if args.max_seq_length > bert.max_position_embeddings:
+        raise UserError(
+            f"--max_seq_length {args.max_seq_length}: the model has positions for "
+            f"{bert.max_position_embeddings} tokens."
+        )
+    config = DPBertConfig(bert)
+    params = load_params(source, config, fresh=("classifier", "bert.pooler"), seed=args.seed)
+    split = some_rows(task.splits["train"], load_tokenizer(source), args)
+    variants: dict[str, tuple[Timed, list[Batch]]] = {
+        f"ours, {stage}": (
+            _timed(*our_step(stage, config, params, args)),
+            our_batches(split, stage, args),
+        )
+        for stage in STAGES
+    }
+    threads = args.threads or own_cores()
+    with ExitStack() as stack:
+        if names:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            save_weights(folder, config, params)
+            peer = Peer("torch-training", folder, threads)
+            stack.callback(peer.close)
+            timed = partial(_peer_seconds, peer)
+            for name, made in torch_batches(split, args).items():
+                variants[name] = (timed, made)
+        rows = measure(variants, args.repeats)
+    report = {
+        "model": args.model,
+        "task": task.spec.name,
+        "rows": len(split),
+        "mean_length": float(split.lengths.mean()),
+        "batch_size": args.per_device_train_batch_size,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "threads": threads,
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+        "versions": versions(),
+        "skipped_peers": skipped,
+        "variants": rows,
+    }
+    _print_card(report)
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+    return report
+
+
+def some_rows(examples: Any, tokenizer: Any, args: TrainingArguments) -> TokenizedSplit:
+    """The rows of a pass: drawn from the training split, a whole number of batches."""
+    every = tokenize(examples, tokenizer, args.max_seq_length)
+    size = args.per_device_train_batch_size
+    count = min(args.steps, len(every) // size) * size
+    if not count:
+        raise UserError(f"There are {len(every)} training rows, fewer than a batch of {size}.")
+    return every.take(np.random.default_rng(args.seed).permutation(len(every))[:count])
+
+
+def our_batches(split: TokenizedSplit, stage: StageName, args: TrainingArguments) -> list[Batch]:
+    """The batches of the training loop; the later stages' also have a teacher's logits."""
+    size = args.per_device_train_batch_size
+    made = list(batches(split, size, args.max_seq_length, seed=args.seed))
+    if stage != "dense":
+        for batch in made:
+            batch["teacher_logits"] = np.zeros((size, 2), np.float32)
+    return made
+
+
+def torch_batches(split: TokenizedSplit, args: TrainingArguments) -> dict[str, list[Batch]]:
+    """Random batches padded to their longest row, as a data collator makes them, and grouped."""
+    size = args.per_device_train_batch_size
+    shuffled = np.arange(len(split))  # drawn at random already
+    grouped = [
+        part[np.argsort(-split.lengths[part], kind="stable")]
+        for part in np.split(shuffled, range(MEGABATCHES * size, len(split), MEGABATCHES * size))
+    ]
+    return {
+        REFERENCE: list(_padded(split, shuffled, size, 1)),
+        "torch, dynamic padding to a multiple of 8": list(_padded(split, shuffled, size, 8)),
+        "torch, grouped by length": list(_padded(split, np.concatenate(grouped), size, 1)),
+    }
+
+
+def _padded(split: TokenizedSplit, order: np.ndarray, size: int, multiple: int) -> Iterator[Batch]:
+    for rows in order.reshape(-1, size):
+        part = split.take(rows)
+        longest = -(-int(part.lengths.max()) // multiple) * multiple
+        yield next(batches(part, size, longest))
+
+
+def our_step(
+    stage: StageName, config: DPBertConfig, params: Params, args: TrainingArguments
+) -> tuple[Step, TrainState]:
+    """The training step of `train.py`, and the state that its optimizer starts from."""
+    if stage != "dense":
+        config = DPBertConfig(config.bert, PlannerConfig(), ANY_CALIBRATION)
+        params = {**params, "planner": init_params(config, args.seed)["planner"]}
+    optimizer = make_optimizer(
+        params,
+        config,
+        stage,
+        num_steps=torch_training.NUM_STEPS,
+        learning_rate=torch_training.LEARNING_RATE,
+        planner_learning_rate=1e-2,
+        weight_decay=torch_training.WEIGHT_DECAY,
+        warmup_ratio=0.0,
+        max_grad_norm=torch_training.MAX_GRAD_NORM,
+    )
+    step = make_train_step(
+        partial(stage_loss, stage, DPBert(config), axis_name=AXIS),
+        optimizer,
+        num_steps=torch_training.NUM_STEPS,
+        accumulation=1,
+        seed=args.seed,
+        devices=jax.local_devices()[:1],
+    )
+    return step, create_state(params, optimizer)
+
+
+def _timed(step: Step, state: TrainState) -> Timed:
+    """The step as a call that keeps its state."""
+
+    def timed(batch: Batch) -> float:
+        nonlocal state
+        began = time.perf_counter()
+        state, _ = step(state, batch)
+        return time.perf_counter() - began
+
+    return timed
+
+
+def _peer_seconds(peer: Peer, batch: Batch) -> float:
+    return peer.run([batch])[1][0]
+
+
+def measure(
+    variants: dict[str, tuple[Timed, list[Batch]]], repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Variants take turns, step by step, so that a machine that slows down slows all.
+
+    Untimed steps at every length come first: `first_steps_seconds`, which holds the compilation.
+    Throughput adds up every step's median over the passes, `best_` its minimum.
+    """
+    first = {}
+    for name, (timed, made) in variants.items():
+        shapes = {batch["input_ids"].shape: batch for batch in made}.values()
+        first[name] = sum(timed(batch) for batch in shapes)
+        timed(made[0])
+    steps = max(len(made) for _, made in variants.values())
+    seconds = {name: np.zeros((repeats, steps)) for name in variants}
+    for repeat in range(repeats):
+        for step in range(steps):
+            for name, (timed, made) in variants.items():
+                seconds[name][repeat, step] = timed(made[step])
+    found = {}
+    for name, (_, made) in variants.items():
+        slots = sum(batch["input_ids"].size for batch in made)
+        tokens = sum(int(batch["attention_mask"].sum()) for batch in made)
+        examples = sum(len(batch["input_ids"]) for batch in made)
+        found[name] = {
+            "examples_per_second": examples / float(np.median(seconds[name], axis=0).sum()),
+            "best_examples_per_second": examples / float(seconds[name].min(axis=0).sum()),
+            "median_step_ms": 1000 * float(np.median(seconds[name])),
+            "min_step_ms": 1000 * float(seconds[name].min()),
+            "padding_share": 1 - tokens / slots,
+            "first_steps_seconds": first[name],
+        }
+    for row in found.values():
+        for best in ("", "best_"):
+            rate = f"{best}examples_per_second"
+            against = found.get(REFERENCE)
+            row[f"{best}ratio"] = row[rate] / against[rate] if against else None
+    return found
+
+
+def _print_card(report: dict[str, Any]) -> None:
+    found = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    print(
+        f"\n{report['model']}, {report['task']}: {report['rows']} rows, "
+        f"{report['mean_length']:.1f} tokens on average, batches of {report['batch_size']}, "
+        f"{report['threads']} threads"
+    )
+    print(f"Python {report['python']}, {found}, {report['device']}\n")
+    for name, why in report["skipped_peers"].items():
+        print(f"{name} is skipped: {why}")
+    print("examples/s  x torch   median ms     min ms  padding  first s    variant")
+    for name, row in report["variants"].items():
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        print(
+            f"{row['examples_per_second']:10.1f}{ratio:>9}{row['median_step_ms']:12.1f}"
+            f"{row['min_step_ms']:11.1f}{row['padding_share']:9.2f}"
+            f"{row['first_steps_seconds']:11.1f}  {name}"
+        )
+    print()
+
+
+def main() -> None:
+    benchmark_training(parse(TrainingArguments, __doc__))
+
+
+if __name__ == "__main__":
+    run_script(main)
