@@ -203,7 +203,7 @@ def _timed(step: Step, state: TrainState) -> Timed:
     def timed(batch: Batch) -> float:
         nonlocal state
         began = time.perf_counter()
-        state, _ = step(state, batch)
+        state, _ = step(state, batch, 0)
         return time.perf_counter() - began
 
     return timed
