@@ -3,6 +3,7 @@
 Only parses flags; the run itself is dpbert_jax.training.run.
 """
 
+import dpbert_jax.allocator  # noqa: F401  before NumPy and JAX: see there
 from dpbert_jax.cli import parse, run_script
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.run import train

@@ -54,17 +54,22 @@ class BucketFolder:
         self._pushed = self._local_files()
 
     def push(self) -> None:
-        """Copies what is new or has changed since, and removes what is gone."""
+        """Copies what is new or has changed since, and removes what is gone.
+
+        Files are removed, not the folders that a store with folders leaves empty.
+        """
         found = self._local_files()
         with self._explained():
             for name, state in found.items():
+                # An old checkpoint may have been removed meanwhile: the next push sees that.
                 if self._pushed.get(name) != state and (self.local / name).exists():
                     target = f"{self._root}/{name}"
                     self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
                     self._files.put_file(str(self.local / name), target)
+                    self._pushed[name] = state
             for name in self._pushed.keys() - found.keys():
                 self._files.rm_file(f"{self._root}/{name}")
-        self._pushed = found
+                del self._pushed[name]
 
     def _names(self) -> list[str]:
         if not self._files.exists(self._root):

@@ -7,6 +7,9 @@ They start from the run's dense model and are kept in its folder `baselines/`, w
 import logging
 from dataclasses import dataclass, field
 
+if __name__ == "__main__":
+    import dpbert_jax.allocator  # noqa: F401  as in train.py
+
 import numpy as np
 
 from dpbert_jax.baselines.early_exit import train_exits

@@ -15,6 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    import dpbert_jax.allocator  # noqa: F401  as in train.py
+
 import jax
 import numpy as np
 

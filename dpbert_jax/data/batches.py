@@ -12,7 +12,7 @@ import numpy as np
 
 from dpbert_jax.data.tokenize import TokenizedSplit
 
-LENGTH_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+LENGTH_BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MAX_CHUNK_SLOTS = 2**16  # tokens and padding of a chunk: 200 MB of hidden states at hidden size 768
 
 # input_ids, attention_mask, token_type_ids: int32 [B, S]

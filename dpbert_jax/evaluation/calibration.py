@@ -45,19 +45,20 @@ def calibrate(
         states = apply(batch["input_ids"], mask, batch["token_type_ids"], method="stem")
         return apply(states, mask, method="plan")
 
-    logits, shares = [], []
+    logits = []
     pad = config.bert.pad_token_id
     for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
         real = batch["weights"] > 0
         inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
         logits.append(np.asarray(plan(params, inputs))[real])
-        shares += [planner_share(config, batch["input_ids"].shape[1])] * int(real.sum())
     # What a row's largest logits buy, no threshold takes away: it decides on the others.
     fixed = config.stem_layers + config.min_gates
     descending = -np.sort(-np.concatenate(logits), axis=1)  # [N, P]
     decided = descending[:, config.min_gates :].ravel()
     grid = budget_grid(config.planner.min_budget)
-    gates = (grid - np.mean(shares)) * config.bert.num_hidden_layers - fixed
+    gates = (
+        grid - np.mean(planner_share(config, split.lengths))
+    ) * config.bert.num_hidden_layers - fixed
     lowest = -config.planner.logit_bound
     shares_run = gates * len(descending) / len(decided)
     thresholds = [max(threshold_for(decided, share), lowest) for share in shares_run]

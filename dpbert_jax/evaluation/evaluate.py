@@ -81,8 +81,9 @@ def predict(
         logits[rows] = np.asarray(output.logits)[real]
         mask = np.asarray(output.layer_mask)[real]
         plans[rows] = mask
-        length = batch["input_ids"].shape[1]
-        cost[rows] = np.asarray(plan_cost(config, mask[:, config.stem_layers :], length))
+        # At the row's own length, so that it does not depend on the rows beside it.
+        gates, lengths = mask[:, config.stem_layers :], split.lengths[rows]
+        cost[rows] = np.asarray(plan_cost(config, gates, lengths))
         bar.update(len(rows))
     seconds = time.perf_counter() - started
     bar.close()

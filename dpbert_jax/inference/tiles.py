@@ -81,7 +81,7 @@ def tile_width(config: BertConfig, lengths: np.ndarray, sequence_length: int) ->
     def cost(width: int) -> float:
         tiles = fill_tiles(lengths, width)[2]
         dense, every = projection_flops(config, width), layer_flops(config, width)
-        return tiles * (dense + ATTENTION_WEIGHT * (every - dense))
+        return float(tiles * (dense + ATTENTION_WEIGHT * (every - dense)))
 
     return min([narrowest, *widths], key=cost)
 

@@ -57,6 +57,17 @@ def attention_bias(attention_mask: Int[Array, "B S"]) -> Float[Array, "B 1 1 S"]
     return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, jnp.finfo(jnp.float32).min)
 
 
+def flat_product(
+    inputs: Float[Array, "*axes D"], kernel: Float[Array, "D F"], _: Any, **options: Any
+) -> Float[Array, "*axes F"]:
+    """The product of a dense layer, [..., D] by [D, F], as one of a matrix of [rows, D].
+
+    A kernel's gradient then sums over one axis, not two, which XLA's products on a CPU do faster.
+    """
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    return jnp.dot(flat, kernel, **options).reshape(*inputs.shape[:-1], kernel.shape[-1])
+
+
 class _Config(nn.Module):
     """What every part shares: the hyper-parameters, the compute type, and how to build layers."""
 
@@ -65,7 +76,9 @@ class _Config(nn.Module):
 
     def dense(self, features: int, name: str) -> nn.Dense:
         init = nn.initializers.normal(self.config.initializer_range)
-        return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+        return nn.Dense(
+            features, dtype=self.dtype, kernel_init=init, dot_general=flat_product, name=name
+        )
 
     def layer_norm(self, name: str) -> nn.LayerNorm:
         # Statistics are always float32 (Linen promotes); the textbook variance, since E[x^2]-E[x]^2

@@ -33,7 +33,8 @@ def time_points(args: SweepArguments, judge: Judge, points: list[Point]) -> None
             output = execute(row, rule)
             np.asarray(output.logits)
             gates = np.asarray(output.layer_mask)[:, run.config.stem_layers :]
-            costs.append(float(plan_cost(run.config, gates, row["input_ids"].shape[1])[0]))
+            length = int(row["attention_mask"].sum())
+            costs.append(float(plan_cost(run.config, gates, length)[0]))
         return float(np.mean(costs))
 
     calls: dict[str, Any] = {"dense": lambda: one_by_one(dense, full)}

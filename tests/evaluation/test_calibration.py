@@ -57,7 +57,7 @@ def test_mean_cost_is_the_budget_on_every_point_of_the_grid(planned_model, rando
     full = resolve_rule(config, 1.0)
     made = predict(execute, full, config, split, batch_size=40, max_seq_length=16)
     assert made.layer_mask.all()
-    assert made.cost.mean() == pytest.approx(1 + planner_share(config, 16))
+    assert made.cost.mean() == pytest.approx(1 + planner_share(config, split.lengths).mean())
 
 
 def test_thresholds_do_not_depend_on_the_batches(planned_model, random_split):

@@ -62,9 +62,13 @@ def test_neither_batch_size_nor_executor_changes_a_prediction(other, by_batch_si
     assert found.seconds > 0
 
 
-def test_cost_is_layers_and_planner_over_the_dense_encoder(by_batch_size, planned_config):
+def test_cost_is_layers_and_planner_over_the_dense_encoder(
+    by_batch_size, planned_config, random_split
+):
     made = by_batch_size["masked 23"]
-    wanted = made.layer_mask.sum(axis=1) / 4 + planner_share(planned_config, 16)
+    wanted = made.layer_mask.sum(axis=1) / 4 + planner_share(
+        planned_config, random_split(ROWS).lengths
+    )
     np.testing.assert_allclose(made.cost, wanted, rtol=1e-6)
 
 
