@@ -56,9 +56,8 @@ def calibrate(
     descending = -np.sort(-np.concatenate(logits), axis=1)  # [N, P]
     decided = descending[:, config.min_gates :].ravel()
     grid = budget_grid(config.planner.min_budget)
-    gates = (
-        grid - np.mean(planner_share(config, split.lengths))
-    ) * config.bert.num_hidden_layers - fixed
+    planner = np.mean(planner_share(config, split.lengths))
+    gates = (grid - planner) * config.bert.num_hidden_layers - fixed
     lowest = -config.planner.logit_bound
     shares_run = gates * len(descending) / len(decided)
     thresholds = [max(threshold_for(decided, share), lowest) for share in shares_run]

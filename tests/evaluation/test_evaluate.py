@@ -66,9 +66,8 @@ def test_cost_is_layers_and_planner_over_the_dense_encoder(
     by_batch_size, planned_config, random_split
 ):
     made = by_batch_size["masked 23"]
-    wanted = made.layer_mask.sum(axis=1) / 4 + planner_share(
-        planned_config, random_split(ROWS).lengths
-    )
+    planner = planner_share(planned_config, random_split(ROWS).lengths)
+    wanted = made.layer_mask.sum(axis=1) / 4 + planner
     np.testing.assert_allclose(made.cost, wanted, rtol=1e-6)
 
 

@@ -56,7 +56,7 @@ def launch(command, processes, devices, folders=None):
 def finish(started):
     """Waits; returns exit codes and outputs."""
     try:
-        outputs = [process.communicate(timeout=600)[0] for process in started]
+        outputs = [process.communicate(timeout=1800)[0] for process in started]
     finally:
         for process in started:
             process.kill()
@@ -136,7 +136,7 @@ def test_one_process_that_is_told_to_stop_stops_all_behind_the_same_step(
     flags = {**run_flags, "report_to": "none", "save_steps": 1000}
     command = [*train_command(tmp_path / "run", flags, resume="auto"), "--multihost"]
     started, metrics = launch(command, 2, 2), tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 1800
     while not metrics.exists() or not metrics.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
