@@ -164,3 +164,24 @@ def tiny_run(run_flags: dict[str, object], tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     train(TrainArguments(output_dir=str(folder), **run_flags))
     return folder
+
+
+@pytest.fixture(scope="session")
+def steady_flags(run_flags: dict[str, object]) -> dict[str, object]:
+    """Flags of a run that other devices can be held to.
+
+    The refit whitens what the planner reads. Where inputs hardly differ, as the tiny model's do,
+    rounding then decides on which side of its threshold a gate falls.
+    """
+    return {**run_flags, "refit_planner": False}
+
+
+@pytest.fixture(scope="session")
+def steady_run(steady_flags: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that run; not to be changed."""
+    from dpbert_jax.training.arguments import TrainArguments
+    from dpbert_jax.training.run import train
+
+    folder = tmp_path_factory.mktemp("runs") / "steady"
+    train(TrainArguments(output_dir=str(folder), **steady_flags))
+    return folder

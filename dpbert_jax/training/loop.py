@@ -137,6 +137,7 @@ def run_stage(
                 save(done, state)
                 clock.checkpoints += time.perf_counter() - asked
             if signal:
+                bar.close()  # what is said next begins a line of its own
                 _stop(plan, done, signal)
     waited = clock.shares()
     logger.info(

@@ -205,18 +205,18 @@ def test_other_flags_and_other_folders_are_refused(tiny_run, run_flags):
 
 
 @pytest.mark.slow
-def test_one_device_trains_as_four_do(tiny_run, run_flags, tmp_path, monkeypatch):
+def test_one_device_trains_as_four_do(steady_run, steady_flags, tmp_path, monkeypatch):
     """The same global batches of 8 rows on one device."""
 
     def on_one(*args, **kwargs):
         return make_train_step(*args, **kwargs, devices=jax.devices()[:1])
 
     monkeypatch.setattr(run, "make_train_step", on_one)
-    start(tmp_path, run_flags)
-    one, four = ([line for line in metrics(f) if "loss" in line] for f in (tmp_path, tiny_run))
+    start(tmp_path, steady_flags)
+    one, four = ([line for line in metrics(f) if "loss" in line] for f in (tmp_path, steady_run))
     for line, wanted in zip(one, four, strict=True):
         assert line["step"] == wanted["step"]
         assert line["loss"] == pytest.approx(wanted["loss"], abs=1e-5)
     trained = load_file(tmp_path / "model.safetensors")
-    for name, tensor in load_file(tiny_run / "model.safetensors").items():
+    for name, tensor in load_file(steady_run / "model.safetensors").items():
         np.testing.assert_allclose(trained[name], tensor, atol=2e-3, err_msg=name)

@@ -77,28 +77,22 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(number, code, run_flags, t
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_fewer_devices(run_flags, tmp_path):
-    """Four devices, then two with twice the rows each: the same but for rounding.
-
-    Without the refit: it whitens what the planner reads, and where inputs hardly differ, as the
-    tiny model's do, rounding decides on which side of a threshold a gate falls.
-    """
-    run_flags = {**run_flags, "refit_planner": False}
-    straight, folder = tmp_path / "straight", tmp_path / "run"
-    assert finish(start(straight, run_flags))[0] == 0
-    process = start(folder, run_flags)
+def test_a_run_goes_on_with_fewer_devices(steady_flags, steady_run, tmp_path):
+    """Four devices, then two with twice the rows each: the same but for rounding."""
+    folder = tmp_path / "run"
+    process = start(folder, steady_flags)
     assert wait_for_step(folder, process, 3)
     process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 143
-    found, stderr = finish(start(folder, run_flags, devices=2, resume="always"))
+    found, stderr = finish(start(folder, steady_flags, devices=2, resume="always"))
     assert found == 2 and "learned from 8 rows a step, and this would be 4" in stderr
     more = {"resume": "always", "per_device_train_batch_size": 4}
-    found, stderr = finish(start(folder, run_flags, devices=2, **more))
+    found, stderr = finish(start(folder, steady_flags, devices=2, **more))
     assert found == 0, stderr
-    for line, wanted in zip(logged(folder), logged(straight), strict=True):
+    for line, wanted in zip(logged(folder), logged(steady_run), strict=True):
         assert line[:2] == wanted[:2] and line[2] == pytest.approx(wanted[2], abs=1e-5)
     trained = load_file(folder / WEIGHTS)
-    for name, tensor in load_file(straight / WEIGHTS).items():
+    for name, tensor in load_file(steady_run / WEIGHTS).items():
         np.testing.assert_allclose(trained[name], tensor, atol=2e-3, err_msg=name)
 
 
@@ -134,7 +128,7 @@ def test_kills_at_random_moments_do_not_show(run_flags, tmp_path, capsys):
             if found == 0:
                 break
         assert (folder / WEIGHTS).read_bytes() == wanted
-        assert [line[:2] for line in logged(folder)] == [line[:2] for line in logged(straight)]
+        assert [line[:2] for line in logged(folder)] == [line[:2] for line in logged(steady_run)]
         runs += 1
     with capsys.disabled():
         seconds = time.monotonic() - began
