@@ -15,17 +15,18 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
 
 
-def keep_freed_memory() -> bool:
-    """Tells glibc to keep what is freed; whether it was told.
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed.
 
     It must come before NumPy and JAX are imported: glibc fixes the number of its arenas when a
     second thread first allocates. Elsewhere than on glibc, and where the user has set a MALLOC_
     variable, nothing is changed.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
+        return
     libc = ctypes.CDLL(None)
-    return all([libc.mallopt(name, value) for name, value in SETTINGS])
+    for name, value in SETTINGS:
+        libc.mallopt(name, value)
 
 
 keep_freed_memory()

@@ -155,15 +155,19 @@ def run_flags(tiny_folder: Path, sentence_files: dict[str, dict[str, str]]) -> d
     }
 
 
-@pytest.fixture(scope="session")
-def tiny_run(run_flags: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of that run; not to be changed."""
+def trained(folder: Path, flags: dict[str, object]) -> Path:
+    """The folder, with a run of these flags in it."""
     from dpbert_jax.training.arguments import TrainArguments
     from dpbert_jax.training.run import train
 
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(TrainArguments(output_dir=str(folder), **run_flags))
+    train(TrainArguments(output_dir=str(folder), **flags))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(run_flags: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that run; not to be changed."""
+    return trained(tmp_path_factory.mktemp("runs") / "tiny", run_flags)
 
 
 @pytest.fixture(scope="session")
@@ -179,9 +183,4 @@ def steady_flags(run_flags: dict[str, object]) -> dict[str, object]:
 @pytest.fixture(scope="session")
 def steady_run(steady_flags: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of that run; not to be changed."""
-    from dpbert_jax.training.arguments import TrainArguments
-    from dpbert_jax.training.run import train
-
-    folder = tmp_path_factory.mktemp("runs") / "steady"
-    train(TrainArguments(output_dir=str(folder), **steady_flags))
-    return folder
+    return trained(tmp_path_factory.mktemp("runs") / "steady", steady_flags)

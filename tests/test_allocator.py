@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import sys
-import dpbert_jax.allocator as allocator
+import dpbert_jax.allocator
 assert not {"numpy", "jax"} & sys.modules.keys()  # else it would come too late
 
 import resource, threading

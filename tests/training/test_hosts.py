@@ -18,6 +18,7 @@ from dpbert_jax import hosts
 from dpbert_jax.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+DEADLINE = 1800  # seconds; eight processes that compile on one core take ten minutes
 
 
 def free_port():
@@ -56,7 +57,7 @@ def launch(command, processes, devices, folders=None):
 def finish(started):
     """Waits; returns exit codes and outputs."""
     try:
-        outputs = [process.communicate(timeout=1800)[0] for process in started]
+        outputs = [process.communicate(timeout=DEADLINE)[0] for process in started]
     finally:
         for process in started:
             process.kill()
@@ -134,7 +135,7 @@ def test_one_process_that_is_told_to_stop_stops_all_behind_the_same_step(
     flags = {**steady_flags, "report_to": "none", "save_steps": 1000}
     command = [*train_command(tmp_path / "run", flags, resume="auto"), "--multihost"]
     started, metrics = launch(command, 2, 2), tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 1800
+    deadline = time.monotonic() + DEADLINE
     while not metrics.exists() or not metrics.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
