@@ -4,10 +4,14 @@ Gates that were trained together with the backbone depend on the input, but gain
 single sampled plan tells little about a row, and rows that the backbone trains on look easy under
 every plan. The table tells all of it, for rows that nothing was trained on. The planner then learns
 by its exact expected loss, with no sampling.
+
+A few hundred rows do not carry a free fit: perceptrons descending on that loss served rows worse
+than plans that ignore the input. What they carry is one step from those plans, along the steepest
+descent, as far as cross-validation follows it (docs/results.md).
 """
 
 import logging
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,10 +39,10 @@ logger = logging.getLogger(__name__)
 RANK = 32  # principal components of the features: a few hundred rows tell no more apart
 TEMPERATURE = 0.3  # near the hard rule of inference; at 1, leaking gates hide what a plan is worth
 CHAIN_STEPS, CHAIN_LEARNING_RATE, CHAIN_WARMTH = 400, 5e-2, 1.0
-STEPS, LEARNING_RATE, WEIGHT_DECAY = 400, 3e-3, 1.0
-BUDGETS_A_STEP = 4
-CHECK_EVERY = 20  # steps between looks at the rows that early stopping goes by
-STOPPING_SHARE = 1 / 3
+BUDGETS_A_STEP, BUDGETS_IN_ALL = 4, 13
+FOLDS = 5
+STRIDES = (0.0, 0.5, 1.0, 2.0, 4.0)  # logits, for a row one standard deviation off the mean
+STIR = 1e-3  # the least stride: where the chain alone stays, something must say who goes deeper
 SCREENING_ROWS = 128
 
 
@@ -135,75 +139,136 @@ def expected_loss(
 def refit_planner(
     config: DPBertConfig, table: PlanTable, losses: Float[np.ndarray, "N K"], seed: int
 ) -> Params:
-    """A planner's parameters that minimise the expected loss over the trained range of budgets.
+    """A planner's parameters of small expected loss over the trained range of budgets.
 
-    First logits that do not look at the input: a chain of plans, each a layer deeper. From there
-    the input gets its say, as far as rows that the fit has not seen are better off for it: a few
-    hundred rows, freely fitted, gave plans far worse than the chain.
+    First logits that do not look at the input: a chain of plans, each a layer deeper. Then a step
+    that does, in two parts with strides of their own: how deep a row should go (all gates alike),
+    and which layers it should run (what each gate wants beyond that).
+    """
+    plans = jnp.asarray(table.plans)
+    chain = _fit_chain(config, plans, losses.mean(axis=0, keepdims=True), jax.random.key(seed))
+    basis, mean = _principal_components(table.features), table.features.mean(axis=0)
+    read = (table.features - mean) @ basis
+
+    fold = np.random.default_rng(seed).permutation(len(read)) % FOLDS
+    found = np.zeros((len(STRIDES), len(STRIDES)))
+    for out in range(min(FOLDS, len(read))):
+        fitted, left_out = fold != out, fold == out
+        step = _steepest(config, plans, chain, read[fitted], losses[fitted])
+        for at in np.ndindex(found.shape):
+            planner = _stepped(config, chain, step, *(STRIDES[i] for i in at))
+            logits = judge(config, planner, jnp.asarray(read[left_out]))
+            loss = _loss_in_all(config, plans, logits, jnp.asarray(losses[left_out]))
+            found[at] += left_out.mean() * float(loss)
+    depth, layers = (STRIDES[i] for i in np.unravel_index(found.argmin(), found.shape))
+    logger.info(
+        "Planner refitted: loss %.4f on rows left out, blind to the input %.4f (strides: depth %g, "
+        "layers %g).",
+        *(found.min(), found[0, 0], depth, layers),
+    )
+    step = _steepest(config, plans, chain, read, losses)
+    planner = _stepped(config, chain, step, depth, layers)
+    kernel = basis @ planner["input"]["kernel"]
+    return {**planner, "input": {"kernel": kernel, "bias": -mean @ kernel}}
+
+
+def _mean_loss(
+    config: DPBertConfig,
+    plans: Float[Array, "K P"],
+    gate_logits: Float[Array, "N P"],
+    losses: Float[Array, "N K"],
+    budgets: Float[Array, " M"],
+    temperature: Any = TEMPERATURE,
+) -> Float[Array, ""]:
+    """The expected loss, mean over budgets."""
+    lowest = config.min_gates / config.num_gates + 0.02
+    paid = budgets * config.bert.num_hidden_layers - config.stem_layers
+    shares = jnp.clip(paid / config.num_gates, lowest, 0.98)
+    each = jax.vmap(lambda s: expected_loss(gate_logits, plans, losses, s, temperature))
+    return each(shares).mean()
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss_in_all(config: DPBertConfig, plans: Array, gate_logits: Array, losses: Array) -> Array:
+    """`_mean_loss` over the trained range."""
+    assert config.planner is not None
+    low, high = config.planner.min_budget, config.planner.max_budget
+    budgets = jnp.linspace(low, high, BUDGETS_IN_ALL)
+    return _mean_loss(config, plans, gate_logits, losses, budgets)
+
+
+def _fit_chain(
+    config: DPBertConfig, plans: Array, mean_losses: Float[np.ndarray, "1 K"], key: Any
+) -> Float[np.ndarray, " P"]:
+    """The best logits for all rows alike, before they are bounded."""
+    assert config.planner is not None
+    planner_config, losses = config.planner, jnp.asarray(mean_losses)
+    low, high = planner_config.min_budget, planner_config.max_budget
+    optimizer = optax.adam(CHAIN_LEARNING_RATE)
+
+    def loss(chain: Array, step: Array) -> Array:
+        warmth = CHAIN_WARMTH * (TEMPERATURE / CHAIN_WARMTH) ** (step / CHAIN_STEPS)
+        drawn = jax.random.fold_in(key, step)
+        budgets = jax.random.uniform(drawn, (BUDGETS_A_STEP,), minval=low, maxval=high)
+        logits = bounded(planner_config, chain)[None]
+        return _mean_loss(config, plans, logits, losses, budgets, warmth)
+
+    def advance(step: Any, carried: Any) -> Any:
+        chain, state = carried
+        updates, state = optimizer.update(jax.grad(loss)(chain, step), state)
+        return optax.apply_updates(chain, updates), state
+
+    chain = jnp.zeros(config.num_gates)
+    run = jax.jit(lambda carried: jax.lax.fori_loop(0, CHAIN_STEPS, advance, carried))
+    return np.asarray(run((chain, optimizer.init(chain)))[0])
+
+
+def _steepest(
+    config: DPBertConfig,
+    plans: Array,
+    chain: Float[np.ndarray, " P"],
+    read: Float[np.ndarray, "N R"],
+    losses: Float[np.ndarray, "N K"],
+) -> Float[np.ndarray, "R 1+P"]:
+    """Directions from the chain in which the loss falls most: for all gates alike, and for each.
+
+    What every row's logits want, regressed on whitened features. Both parts are scaled so that
+    what they say of a row has unit variance, over rows (and gates).
     """
     assert config.planner is not None
-    planner_config = config.planner
-    plans, layers = jnp.asarray(table.plans), config.bert.num_hidden_layers
-    lowest = config.min_gates / config.num_gates + 0.02
-    low, high = planner_config.min_budget, planner_config.max_budget
+    logits = bounded(config.planner, jnp.asarray(np.tile(chain, (len(read), 1))))
+    slope = jax.grad(_loss_in_all, argnums=2)(config, plans, logits, jnp.asarray(losses))
+    wanted = -np.asarray(slope)
+    wanted -= wanted.mean(axis=0)
+    alike = wanted.mean(axis=1, keepdims=True)
+    parts = [read.T @ part for part in (alike, wanted - alike)]
+    spread = [np.sqrt(np.mean(np.square(read @ part))) for part in parts]
+    return np.concatenate([p / max(s, 1e-12) for p, s in zip(parts, spread, strict=True)], axis=1)
 
-    def at_budgets(gate_logits: Array, losses: Array, budgets: Array, temperature: Any) -> Array:
-        shares = (budgets * layers - config.stem_layers) / config.num_gates
-        shares = jnp.clip(shares, lowest, 0.98)
-        each = jax.vmap(lambda s: expected_loss(gate_logits, plans, losses, s, temperature))
-        return each(shares).mean()
 
-    def draw(key: Any) -> Array:
-        return jax.random.uniform(key, (BUDGETS_A_STEP,), minval=low, maxval=high)
+def _stepped(
+    config: DPBertConfig,
+    chain: Float[np.ndarray, " P"],
+    step: Float[np.ndarray, "R 1+P"],
+    depth: float,
+    layers: float,
+) -> Params:
+    """The planner that strides along both parts of a step; it reads whitened features.
 
-    keys = jax.random.split(jax.random.key(seed), 2)
-    mean_losses = jnp.asarray(losses.mean(axis=0, keepdims=True))
-
-    def chain_loss(chain: Array, key: Any, progress: Array) -> Array:
-        warmth = CHAIN_WARMTH * (TEMPERATURE / CHAIN_WARMTH) ** progress
-        return at_budgets(bounded(planner_config, chain)[None], mean_losses, draw(key), warmth)
-
-    chain = _descend(
-        chain_loss, jnp.zeros(config.num_gates), optax.adam(CHAIN_LEARNING_RATE), keys[0]
-    )
-
-    basis = _principal_components(table.features)
-    read = jnp.asarray((table.features - table.features.mean(axis=0)) @ basis)
-    order = np.random.default_rng(seed).permutation(len(read))
-    stopping = max(int(STOPPING_SHARE * len(order)), 1)
-    seen, unseen = order[stopping:], order[:stopping]
-
-    def fit_loss(planner: Params, key: Any, progress: Array) -> Array:
-        logits = judge(config, planner, read[seen])
-        return at_budgets(logits, jnp.asarray(losses[seen]), draw(key), TEMPERATURE)
-
-    @jax.jit
-    def unseen_loss(planner: Params) -> Array:
-        logits, budgets = judge(config, planner, read[unseen]), jnp.linspace(low, high, 13)
-        return at_budgets(logits, jnp.asarray(losses[unseen]), budgets, TEMPERATURE)
-
-    width = planner_config.hidden_size
-    normal = np.random.default_rng([seed, 1]).standard_normal
-    planner = {
-        "input": {
-            "kernel": jnp.asarray(normal((basis.shape[1], width)), jnp.float32),
-            "bias": jnp.zeros(width),
-        },
-        # Not quite zero: where the chain alone stays, something must say which rows go deeper.
-        "output": {
-            "kernel": jnp.asarray(1e-3 * normal((width, config.num_gates)), jnp.float32),
-            "bias": chain,
-        },
+    A direction is one tanh unit of slope 1 around the mean that says at most 2 standard deviations
+    of a row: outliers are held back. The other units are idle.
+    """
+    assert config.planner is not None
+    width, gates = config.planner.hidden_size, config.num_gates
+    said = np.zeros((width, gates), np.float32)
+    said[0] = max(depth, STIR)
+    said[1 : 1 + gates] = layers * np.eye(gates)
+    kernel = np.zeros((len(step), width), np.float32)
+    kernel[:, : 1 + gates] = step / 2
+    return {
+        "input": {"kernel": kernel, "bias": np.zeros(width, np.float32)},
+        "output": {"kernel": 2 * width**0.5 * said, "bias": chain},
     }
-    rate = optax.cosine_decay_schedule(LEARNING_RATE, STEPS)
-    optimizer = optax.adamw(rate, weight_decay=WEIGHT_DECAY)
-    best = _descend(fit_loss, planner, optimizer, keys[1], stop_by=unseen_loss)
-    before, after = float(unseen_loss(planner)), float(unseen_loss(best))
-    logger.info("Planner refitted: loss %.4f, blind to the input %.4f.", after, before)
-
-    kernel = basis @ np.asarray(best["input"]["kernel"])
-    bias = np.asarray(best["input"]["bias"]) - table.features.mean(axis=0) @ kernel
-    return jax.device_get({**best, "input": {"kernel": kernel, "bias": bias}})
 
 
 def _principal_components(features: np.ndarray) -> np.ndarray:
@@ -213,31 +278,3 @@ def _principal_components(features: np.ndarray) -> np.ndarray:
     spread = spread / len(features) ** 0.5
     rank = max(min(RANK, int((spread > 1e-5 * spread[0]).sum())), 1)
     return (directions[:rank].T / spread[:rank] / rank**0.5).astype(np.float32)
-
-
-def _descend(
-    loss: Callable[[Any, Any, Any], Array],
-    params: Any,
-    optimizer: optax.GradientTransformation,
-    key: Any,
-    stop_by: Callable[[Any], Array] | None = None,
-) -> Any:
-    """Minimises loss(params, key, progress); the best by `stop_by`, the first ones included."""
-    steps = STEPS if stop_by else CHAIN_STEPS
-
-    @jax.jit
-    def advance(params: Any, state: Any, step: Array) -> tuple[Any, Any]:
-        gradient = jax.grad(loss)(params, jax.random.fold_in(key, step), step / steps)
-        updates, state = optimizer.update(gradient, state, params)
-        moved: Any = optax.apply_updates(params, updates)
-        return moved, state
-
-    state = optimizer.init(params)
-    best = (float(stop_by(params)), params) if stop_by else None
-    for step in range(1, steps + 1):
-        params, state = advance(params, state, jnp.int32(step))
-        if best and stop_by and step % CHECK_EVERY == 0:
-            found = float(stop_by(params))
-            if found < best[0]:
-                best = (found, params)
-    return best[1] if best else params

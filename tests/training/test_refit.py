@@ -64,6 +64,29 @@ def test_it_finds_which_rows_need_which_layer(two_kinds):
     assert (chosen == np.where(kind > 0, 2, 0)).mean() > 0.95
 
 
+@pytest.fixture(scope="module")
+def hard_and_easy(two_kinds):
+    """Rows whose first feature tells whether each layer saves them something, or nothing does."""
+    hard, table, _ = two_kinds
+    saved = table.plans.sum(axis=1) / CONFIG.num_gates
+    return hard, table, np.where(hard[:, None] > 0, 1 - saved, 0.0).astype(np.float32)
+
+
+def test_it_finds_which_rows_need_more_layers(hard_and_easy):
+    hard, table, losses = hard_and_easy
+    planner = refit_planner(CONFIG, table, losses, seed=0)
+    logits = np.asarray(judge(CONFIG, planner, jnp.asarray(table.features)))
+    assert logits[hard > 0].min() - logits[hard == 0].max() > 1.0
+
+
+def test_features_that_say_nothing_are_left_aside(hard_and_easy):
+    _, table, losses = hard_and_easy
+    noise = np.random.default_rng(5).standard_normal(table.features.shape).astype(np.float32)
+    planner = refit_planner(CONFIG, table._replace(features=noise), losses, seed=0)
+    logits = np.asarray(judge(CONFIG, planner, jnp.asarray(noise)))
+    assert 0 < logits.std(axis=0).max() < 0.01
+
+
 def test_the_same_seed_gives_the_same_planner(two_kinds):
     _, table, losses = two_kinds
     one, other = (refit_planner(CONFIG, table, losses, seed=3) for _ in range(2))
