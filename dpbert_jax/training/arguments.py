@@ -83,7 +83,9 @@ class TrainArguments:
         None, "Epochs of stage 3, on final plans; 0: leave it out. Default: those of stage 2."
     )
     refit_planner: bool = flag(
-        True, "Between the two, refit the planner on held-out rows' losses under every plan."
+        True,
+        "Behind stage 2 and behind stage 3, refit the planner on held-out rows' losses under every "
+        "plan.",
     )
     min_budget: float = flag(0.4, "Lowest budget to train for: a share of the dense FLOPs.")
     max_budget: float = flag(1.0, "Highest; equal to --min_budget: train for that one only.")

@@ -1,4 +1,7 @@
-"""A whole run: dense fine-tuning, joint training, planner refit, fine-tuning on final plans.
+"""A whole run: dense fine-tuning, joint training, fine-tuning on final plans.
+
+Behind each of the last two the planner is refitted: what a plan is worth to a row changes as the
+encoder learns.
 
 Resuming repeats the same four lines, whatever was interrupted:
 1. read the newest good checkpoint: it names its stage and step;
@@ -202,7 +205,7 @@ def _run_stages(
             state = create_state(params, stage_optimizer(params, stage_config, plan, args))
         assert state is not None
         params = _train_stage(run, plan, state, stage_config)
-        if plan.name == "joint" and args.refit_planner:
+        if plan.name != "dense" and args.refit_planner:
             params = _refitted(run, params)
     final_config = _calibrated(run, params)
     hosts.on_main(lambda: save_folder(run.folder, final_config, params, run.tokenizer))
