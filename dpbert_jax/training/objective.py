@@ -1,8 +1,8 @@
 """The losses of the three training stages, as sums over rows so that shards simply add up.
 
 dense: the plain BERT. joint: planner and backbone together, gates sampled at a budget. final: the
-planner is frozen and the encoder learns the very plans that it will be served with. None of this is
-published for DPBERT; it is this project's design.
+planner is frozen and the encoder learns that planner's hard plans. None of this is published for
+DPBERT; it is this project's design.
 """
 
 from functools import partial
@@ -144,7 +144,8 @@ def final_forward(
     Half of the rows fall into the range's lowest quarter: small plans have furthest to go.
 
     Everything that a plan depends on (embeddings, stem, planner, thresholds) is frozen and runs
-    without dropout, so these are exactly the plans that evaluation will see.
+    without dropout, so these are exactly the plans that evaluation would see. The refit behind the
+    stage changes them once more, by what the encoder has learnt.
     """
     keys = fold_rows(row_keys, 0)
     apply: Any = partial(model.apply, {"params": params})
