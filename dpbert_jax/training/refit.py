@@ -150,24 +150,11 @@ def refit_planner(
     basis, mean = _principal_components(table.features), table.features.mean(axis=0)
     read = (table.features - mean) @ basis
 
-    fold = np.random.default_rng(seed).permutation(len(read)) % FOLDS
-    found = np.zeros((len(STRIDES), len(STRIDES)))
-    for out in range(min(FOLDS, len(read))):
-        fitted, left_out = fold != out, fold == out
-        step = _steepest(config, plans, chain, read[fitted], losses[fitted])
-        for at in np.ndindex(found.shape):
-            planner = _stepped(config, chain, step, *(STRIDES[i] for i in at))
-            logits = judge(config, planner, jnp.asarray(read[left_out]))
-            loss = _loss_in_all(config, plans, logits, jnp.asarray(losses[left_out]))
-            found[at] += left_out.mean() * float(loss)
-    depth, layers = (STRIDES[i] for i in np.unravel_index(found.argmin(), found.shape))
-    logger.info(
-        "Planner refitted: loss %.4f on rows left out, blind to the input %.4f (strides: depth %g, "
-        "layers %g).",
-        *(found.min(), found[0, 0], depth, layers),
-    )
+    strides = (0.0, 0.0)
+    if len(read) >= FOLDS:
+        strides = _cross_validated(config, plans, chain, read, losses, seed)
     step = _steepest(config, plans, chain, read, losses)
-    planner = _stepped(config, chain, step, depth, layers)
+    planner = _stepped(config, chain, step, *strides)
     kernel = basis @ planner["input"]["kernel"]
     return {**planner, "input": {"kernel": kernel, "bias": -mean @ kernel}}
 
@@ -221,6 +208,34 @@ def _fit_chain(
     chain = jnp.zeros(config.num_gates)
     run = jax.jit(lambda carried: jax.lax.fori_loop(0, CHAIN_STEPS, advance, carried))
     return np.asarray(run((chain, optimizer.init(chain)))[0])
+
+
+def _cross_validated(
+    config: DPBertConfig,
+    plans: Array,
+    chain: Float[np.ndarray, " P"],
+    read: Float[np.ndarray, "N R"],
+    losses: Float[np.ndarray, "N K"],
+    seed: int,
+) -> tuple[float, float]:
+    """The strides, for depth and for layers, that serve the rows best that are left out."""
+    fold = np.random.default_rng(seed).permutation(len(read)) % FOLDS
+    found = np.zeros((len(STRIDES), len(STRIDES)))
+    for out in range(FOLDS):
+        fitted, left_out = fold != out, fold == out
+        step = _steepest(config, plans, chain, read[fitted], losses[fitted])
+        for at in np.ndindex(found.shape):
+            planner = _stepped(config, chain, step, *(STRIDES[i] for i in at))
+            logits = judge(config, planner, jnp.asarray(read[left_out]))
+            loss = _loss_in_all(config, plans, logits, jnp.asarray(losses[left_out]))
+            found[at] += left_out.mean() * float(loss)
+    depth, layers = (STRIDES[i] for i in np.unravel_index(found.argmin(), found.shape))
+    logger.info(
+        "Planner refitted: loss %.4f on rows left out, blind to the input %.4f (strides: depth %g, "
+        "layers %g).",
+        *(found.min(), found[0, 0], depth, layers),
+    )
+    return depth, layers
 
 
 def _steepest(
@@ -277,4 +292,5 @@ def _principal_components(features: np.ndarray) -> np.ndarray:
     _, spread, directions = np.linalg.svd(centred, full_matrices=False)
     spread = spread / len(features) ** 0.5
     rank = max(min(RANK, int((spread > 1e-5 * spread[0]).sum())), 1)
-    return (directions[:rank].T / spread[:rank] / rank**0.5).astype(np.float32)
+    scale = np.maximum(spread[:rank], 1e-12)  # a single row has no spread at all
+    return (directions[:rank].T / scale / rank**0.5).astype(np.float32)

@@ -87,6 +87,14 @@ def test_features_that_say_nothing_are_left_aside(hard_and_easy):
     assert 0 < logits.std(axis=0).max() < 0.01
 
 
+def test_a_single_row_tells_nothing_of_others(hard_and_easy):
+    _, (plans, logits, features), losses = hard_and_easy
+    one = PlanTable(plans, logits[:1], features[:1])
+    planner = refit_planner(CONFIG, one, losses[:1], seed=0)
+    found = np.asarray(judge(CONFIG, planner, jnp.asarray(features)))
+    assert np.isfinite(found).all() and not np.ptp(found, axis=0).any()
+
+
 def test_the_same_seed_gives_the_same_planner(two_kinds):
     _, table, losses = two_kinds
     one, other = (refit_planner(CONFIG, table, losses, seed=3) for _ in range(2))
