@@ -95,8 +95,8 @@ class TrainArguments:
     stem_layers: int = flag(1, "Layers that always run before the planner; 0: embeddings only.")
     keep_best: float | None = flag(
         None,
-        "Score the validation rows at this budget behind every epoch of stage 3, and end with the "
-        "parameters of the best one.",
+        "Score the validation rows at this budget behind every epoch of stage 3, and go on to the "
+        "last refit with the parameters of the best one.",
     )
     gradient_checkpointing: bool = flag(
         False, "Compute each layer anew in the backward pass: less memory, more time."
