@@ -5,9 +5,10 @@ single sampled plan tells little about a row, and rows that the backbone trains 
 every plan. The table tells all of it, for rows that nothing was trained on. The planner then learns
 by its exact expected loss, with no sampling.
 
-A few hundred rows do not carry a free fit: perceptrons descending on that loss served rows worse
-than plans that ignore the input. What they carry is one step from those plans, along the steepest
-descent, as far as cross-validation follows it (docs/results.md).
+A few hundred rows do not carry a free fit: a perceptron descending on that loss gave plans far
+worse than ones that ignore the input, and, stopped early, hardly better ones. What they carry is
+one step from those plans, along the steepest descent, as far as cross-validation follows it
+(docs/results.md).
 """
 
 import logging
