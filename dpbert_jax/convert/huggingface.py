@@ -116,8 +116,13 @@ def _refuse_files_elsewhere(folder: Path) -> None:
                     inside(folder, name, path)
 
 
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All BERT tensors of the folder under today's Hugging Face names."""
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All BERT tensors of the folder under today's Hugging Face names.
+
+    Raises:
+        UserError: they cannot be read, or are not what the folder's checksums list.
+    """
+    verify(folder, is_weights)
     index = folder / f"{WEIGHTS}.index.json"
     names = [WEIGHTS]
     if index.exists():
@@ -168,8 +173,7 @@ def load_params(
         UserError: with every missing key, unexpected key and misfit of shape, all at once; or the
             weights are not what the folder's checksums list.
     """
-    verify(folder, is_weights)
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     shapes: Any = flatten_dict(jax.eval_shape(lambda: init_params(config, seed)))
     flat, problems, drawn = {}, [], []
     for entry in key_table(config):
