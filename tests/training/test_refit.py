@@ -7,10 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import rel_entr, softmax
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
 from dpbert_jax.evaluation.plan_table import PlanTable, all_plans
-from dpbert_jax.training.refit import expected_loss, judge, refit_planner
+from dpbert_jax.training.refit import (
+    expected_loss,
+    judge,
+    plan_losses,
+    refit_planner,
+)
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=4), PlannerConfig())
 
@@ -42,6 +48,23 @@ def test_its_gradient_is_that_of_finite_differences():
     for index in np.ndindex(4, 3):
         moved = [float(value(logits.at[index].add(step))) for step in (2e-2, -2e-2)]
         assert float(gradient[index]) == pytest.approx((moved[0] - moved[1]) / 4e-2, abs=1e-3)
+
+
+def test_plan_losses_are_scipys_divergence_from_the_teacher():
+    random = np.random.default_rng(2)
+    logits, teacher = random.standard_normal((5, 8, 3)), random.standard_normal((5, 3))
+    logits[:, 6] = teacher + 1.0  # the teacher's probabilities
+    table = PlanTable(all_plans(CONFIG), logits.astype(np.float32), np.zeros((5, 1)))
+    found = plan_losses(table, teacher.astype(np.float32), False)
+    wanted = rel_entr(softmax(teacher[:, None], axis=2), softmax(logits, axis=2)).sum(axis=2)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(found[:, 6], 0, atol=1e-6)
+
+
+def test_plan_losses_of_a_regression_are_squared_differences():
+    logits, teacher = np.array([[[1.0], [3.0]], [[0.5], [-2.0]]]), np.array([[1.0], [0.0]])
+    table = PlanTable(all_plans(CONFIG)[:2], logits, np.zeros((2, 1)))
+    np.testing.assert_allclose(plan_losses(table, teacher, True), [[0, 4], [0.25, 4]])
 
 
 @pytest.fixture(scope="module")
