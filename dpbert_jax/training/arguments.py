@@ -84,8 +84,8 @@ class TrainArguments:
     )
     refit_planner: bool = flag(
         True,
-        "Behind stage 2 and behind stage 3, refit the planner to what every plan does to held-out "
-        "rows' answers.",
+        "Behind stage 2 and behind stage 3, refit the planner on how every plan answers the rows "
+        "that were held out.",
     )
     min_budget: float = flag(0.4, "Lowest budget to train for: a share of the dense FLOPs.")
     max_budget: float = flag(1.0, "Highest; equal to --min_budget: train for that one only.")

@@ -1,4 +1,4 @@
-"""Refitting the planner: on a table of what every plan does to every held-out row's answer.
+"""Refitting the planner: on a table of how every plan answers every held-out row.
 
 Gates that were trained together with the backbone depend on the input, but gain little from it: a
 single sampled plan tells little about a row, and rows that the backbone trains on look easy under
