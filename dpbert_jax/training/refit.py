@@ -52,8 +52,7 @@ def plan_losses(
     """How far each plan's answer to each row is from the dense model's.
 
     Classification: KL from the teacher. Regression: squared error to the teacher. The labels are
-    not asked: what they say beyond the teacher's answer no plan could foresee, and a planner
-    fitted to it serves worse (docs/results.md).
+    not asked: with them planners came out no better (docs/results.md).
     """
     logits, teacher = jnp.asarray(table.logits), jnp.asarray(teacher_logits)[:, None]
     if is_regression:
