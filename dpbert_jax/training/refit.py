@@ -41,7 +41,8 @@ TEMPERATURE = 0.3  # near the hard rule of inference; at 1, leaking gates hide w
 CHAIN_STEPS, CHAIN_LEARNING_RATE, CHAIN_WARMTH = 400, 5e-2, 1.0
 BUDGETS_A_STEP, BUDGETS_IN_ALL = 4, 13
 FOLDS = 5
-STRIDES = (0.0, 0.5, 1.0, 2.0, 4.0)  # logits, for a row one standard deviation off the mean
+STRIDES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # logits, for a row one standard deviation off the mean
+NEARLY_HARD = 0.03  # strides are judged as inference will have it: short ones tell rows apart, too
 STIR = 1e-3  # the least stride: where the chain alone stays, something must say who goes deeper
 SCREENING_ROWS = 128
 
@@ -170,7 +171,7 @@ def _mean_loss(
     gate_logits: Float[Array, "N P"],
     losses: Float[Array, "N K"],
     budgets: Float[Array, " M"],
-    temperature: Any = TEMPERATURE,
+    temperature: float | Array,
 ) -> Float[Array, ""]:
     """The expected loss, mean over budgets."""
     lowest = config.min_gates / config.num_gates + 0.02
@@ -181,12 +182,18 @@ def _mean_loss(
 
 
 @partial(jax.jit, static_argnums=0)
-def _loss_in_all(config: DPBertConfig, plans: Array, gate_logits: Array, losses: Array) -> Array:
+def _loss_in_all(
+    config: DPBertConfig,
+    plans: Array,
+    gate_logits: Array,
+    losses: Array,
+    temperature: float | Array,
+) -> Array:
     """`_mean_loss` over the trained range."""
     assert config.planner is not None
     low, high = config.planner.min_budget, config.planner.max_budget
     budgets = jnp.linspace(low, high, BUDGETS_IN_ALL)
-    return _mean_loss(config, plans, gate_logits, losses, budgets)
+    return _mean_loss(config, plans, gate_logits, losses, budgets, temperature)
 
 
 def _fit_chain(
@@ -232,7 +239,8 @@ def _cross_validated(
         for at in np.ndindex(found.shape):
             planner = _stepped(config, chain, step, *(STRIDES[i] for i in at))
             logits = judge(config, planner, jnp.asarray(read[left_out]))
-            loss = _loss_in_all(config, plans, logits, jnp.asarray(losses[left_out]))
+            there = jnp.asarray(losses[left_out])
+            loss = _loss_in_all(config, plans, logits, there, NEARLY_HARD)
             found[at] += left_out.mean() * float(loss)
     depth, layers = (STRIDES[i] for i in np.unravel_index(found.argmin(), found.shape))
     logger.info(
@@ -257,7 +265,8 @@ def _steepest(
     """
     assert config.planner is not None
     logits = bounded(config.planner, jnp.asarray(np.tile(chain, (len(read), 1))))
-    slope = jax.grad(_loss_in_all, argnums=2)(config, plans, logits, jnp.asarray(losses))
+    slope_of = jax.grad(_loss_in_all, argnums=2)
+    slope = slope_of(config, plans, logits, jnp.asarray(losses), TEMPERATURE)
     wanted = -np.asarray(slope)
     wanted -= wanted.mean(axis=0)
     alike = wanted.mean(axis=1, keepdims=True)

@@ -102,6 +102,24 @@ def test_it_finds_which_rows_need_more_layers(hard_and_easy):
     assert logits[hard > 0].min() - logits[hard == 0].max() > 1.0
 
 
+def test_rows_are_told_apart_only_where_it_pays():
+    """Two layers are dear to lose and a third is worth little: at two layers' budget all run two.
+
+    One feature tells, with noise, how dear a row is, so the dear ones come first at less than that.
+    """
+    random, plans = np.random.default_rng(0), all_plans(CONFIG)
+    features = random.standard_normal((400, 2 * TINY.hidden_size + 1)).astype(np.float32)
+    dear = np.exp(0.4 * features[:, 0] + 0.5 * random.standard_normal(400))
+    left = np.array([2.0, 1.0, 0.1])[plans[:, :2].sum(axis=1).astype(int)]
+    left[(plans == 1).all(axis=1)] = 0.08
+    table = PlanTable(plans, np.zeros((400, 8, 2)), features)
+    planner = refit_planner(CONFIG, table, np.outer(dear, left).astype(np.float32), seed=0)
+    logits = np.asarray(judge(CONFIG, planner, jnp.asarray(features)))
+    third, second, _ = np.sort(logits, axis=1).T
+    assert second.min() > third.max()
+    assert np.corrcoef(second, features[:, 0])[0, 1] > 0.8
+
+
 def test_features_that_say_nothing_are_left_aside(hard_and_easy):
     _, table, losses = hard_and_easy
     noise = np.random.default_rng(5).standard_normal(table.features.shape).astype(np.float32)
