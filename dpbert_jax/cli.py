@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -33,6 +34,18 @@ def parse(
     parser = HfArgumentParser(arguments, description=description, allow_abbrev=False)  # type: ignore[arg-type]
     # Unknown flags come first: a misspelt one is seldom what the dataclass finds missing.
     return arguments(**vars(parser.parse_args(argv)))
+
+
+def unused_folder(path: str, flag_name: str) -> Path:
+    """The folder that a flag names, which must not hold anything yet.
+
+    Raises:
+        UserError: it does, or it is a file.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{flag_name} {folder} is in use: name a folder that is new or empty.")
+    return folder
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -8,11 +8,10 @@ import dataclasses
 import logging
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from dpbert_jax.cli import flag, parse, run_script
+from dpbert_jax.cli import flag, parse, run_script, unused_folder
 from dpbert_jax.config import read_config, write_config
 from dpbert_jax.convert.huggingface import (
     load_tokenizer,
@@ -43,14 +42,14 @@ def stack(args: StackArguments) -> None:
     """Writes the folder of the deeper model; a classifier's head comes along, a planner cannot.
 
     Raises:
-        UserError: the model cannot be read or has a planner, or the output folder is in use.
+        UserError: the model cannot be read or has a planner, or the output folder is in use or
+            cannot be made.
     """
-    source, folder = resolve_folder(args.model_name_or_path), Path(args.output_dir)
+    source = resolve_folder(args.model_name_or_path)
     config, tokenizer = read_config(source), load_tokenizer(source)
     if config.planner:
         raise UserError(f"{source} has a planner, which decides on its own layers: name a BERT.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output_dir {folder} is in use: name a folder that is new or empty.")
+    folder = unused_folder(args.output_dir, "--output_dir")
     layers = config.bert.num_hidden_layers
     tensors = {}
     for name, stored in read_tensors(source).items():
@@ -62,7 +61,10 @@ def stack(args: StackArguments) -> None:
             number = int(found[1]) + copy * layers
             tensors[f"bert.encoder.layer.{number}.{found[2]}"] = value
     deeper = dataclasses.replace(config.bert, num_hidden_layers=layers * args.times)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder} cannot be made: {error.strerror}.") from error
     tokenizer.save_pretrained(str(folder))
     write_config(dataclasses.replace(config, bert=deeper), folder)
     put_weights(folder, tensors)

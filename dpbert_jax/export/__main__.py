@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from dpbert_jax.cli import parse, run_script
+from dpbert_jax.cli import parse, run_script, unused_folder
 from dpbert_jax.convert import load_run
 from dpbert_jax.data import tokenize
 from dpbert_jax.errors import UserError
@@ -33,9 +33,7 @@ def export(args: ExportArguments) -> bool:
     length = read_train_config(source)["max_seq_length"] if is_run else None
     model = Model(config, params, tokenizer, args.plan_rule, args.int8, length)
     verifiable = _validation(args, source, model) if args.verify else []
-    folder = Path(args.output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output {folder} is in use: name a folder that is new or empty.")
+    folder = unused_folder(args.output, "--output")
     if config.planner is None:
         logger.info("%s has no planner: a dense model is exported, with no budget.", source)
     # Nothing lies under the asked name before it is whole, and verified where that was asked.

@@ -46,5 +46,7 @@ def test_what_cannot_be_stacked_is_refused(save, tmp_path):
     source, _ = save(DPBertConfig(TINY))
     with pytest.raises(UserError, match="is in use"):
         stack(StackArguments(source, source))
+    with pytest.raises(UserError, match="cannot be made"):
+        stack(StackArguments(source, f"{source}/config.json/deep"))
     with pytest.raises(UserError, match="--times is 0"):
         StackArguments(source, str(tmp_path / "deep"), 0)

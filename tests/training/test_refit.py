@@ -11,12 +11,7 @@ from scipy.special import rel_entr, softmax
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
 from dpbert_jax.evaluation.plan_table import PlanTable, all_plans
-from dpbert_jax.training.refit import (
-    expected_loss,
-    judge,
-    plan_losses,
-    refit_planner,
-)
+from dpbert_jax.training.refit import expected_loss, judge, plan_losses, refit_planner
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=4), PlannerConfig())
 
