@@ -6,7 +6,6 @@ layer runs a row, instead of P 2^(P-1) one after the other (31 instead of 80 for
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +22,7 @@ from dpbert_jax.model import Params
 from dpbert_jax.model.bert import attention_bias
 from dpbert_jax.model.planner import summarise
 
-EXHAUSTIVE_GATES = 8  # so many planned layers at most have all their plans tried
 STATE_ROWS = 512  # rows times plans in memory at once
-DRAWN_PER_DEPTH = 24
-KEPT_PER_DEPTH = 6
 
 
 class PlanTable(NamedTuple):
@@ -35,34 +31,6 @@ class PlanTable(NamedTuple):
     plans: np.ndarray  # gates [K, P]
     logits: np.ndarray  # [N, K, C]
     features: np.ndarray  # [N, F], what the planner reads of a row
-
-
-def all_plans(config: DPBertConfig) -> np.ndarray:
-    """Every plan with at least `min_gates` planned layers; [K, P]."""
-    plans = np.array(list(product((0, 1), repeat=config.num_gates)), np.float32)
-    return plans[plans.sum(axis=1) >= config.min_gates]
-
-
-def drawn_plans(config: DPBertConfig, preference: np.ndarray, seed: int) -> np.ndarray:
-    """Plans of every depth for deeper models, layers drawn by `preference` [P] (logits); [K, P]."""
-    random = np.random.default_rng(seed)
-    made: list[np.ndarray] = [np.zeros((1, config.num_gates)), np.ones((1, config.num_gates))]
-    for depth in range(1, config.num_gates):
-        noisy = preference + random.gumbel(size=(DRAWN_PER_DEPTH, config.num_gates))
-        rank = (-noisy).argsort(axis=1).argsort(axis=1)
-        made.append(rank < depth)
-    plans = np.unique(np.concatenate(made).astype(np.float32), axis=0)
-    return plans[plans.sum(axis=1) >= config.min_gates]
-
-
-def best_of_each_depth(plans: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """The plans of least mean loss, some of every depth; losses are [N, K]."""
-    mean, depth = losses.mean(axis=0), plans.sum(axis=1)
-    kept = [
-        plans[at[np.argsort(mean[at], kind="stable")[:KEPT_PER_DEPTH]]]
-        for at in (np.flatnonzero(depth == d) for d in np.unique(depth))
-    ]
-    return np.concatenate(kept)
 
 
 def make_table(

@@ -13,6 +13,7 @@ one step from those plans, along the steepest descent, as far as cross-validatio
 
 import logging
 from functools import partial
+from itertools import product
 from typing import Any
 
 import jax
@@ -23,14 +24,14 @@ from jaxtyping import Array, Float
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TokenizedSplit
-from dpbert_jax.evaluation.plan_table import (
+from dpbert_jax.evaluation.plan_bank import (
     EXHAUSTIVE_GATES,
-    PlanTable,
     all_plans,
+    best_chain,
     best_of_each_depth,
     drawn_plans,
-    make_table,
 )
+from dpbert_jax.evaluation.plan_table import PlanTable, make_table
 from dpbert_jax.model import Params
 from dpbert_jax.model.planner import Planner, bounded
 
@@ -38,8 +39,9 @@ logger = logging.getLogger(__name__)
 
 RANK = 32  # principal components of the features: a few hundred rows tell no more apart
 TEMPERATURE = 0.3  # near the hard rule of inference; at 1, leaking gates hide what a plan is worth
-CHAIN_STEPS, CHAIN_LEARNING_RATE, CHAIN_WARMTH = 400, 5e-2, 1.0
-BUDGETS_A_STEP, BUDGETS_IN_ALL = 4, 13
+CHAIN_SPACE = 2.0  # logits between a layer and the next, at first
+DESCENT_STEPS, DESCENT_LEARNING_RATE = 200, 5e-2
+BUDGETS = 13
 FOLDS = 5
 STRIDES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # logits, for a row one standard deviation off the mean
 NEARLY_HARD = 0.03  # strides are judged as inference will have it: short ones tell rows apart, too
@@ -74,7 +76,8 @@ def held_out_table(
     """The plan table of held-out rows with its losses (`plan_losses`).
 
     All plans where the planner decides on at most 8 layers; for deeper models the best of each
-    depth among plans drawn by the planner's mean logits, screened on a few rows.
+    depth, and the best chain, among chains drawn by the planner's mean logits, screened on a few
+    rows.
     """
     regression = config.bert.is_regression
     if config.num_gates <= EXHAUSTIVE_GATES:
@@ -92,7 +95,7 @@ def held_out_table(
         drawn = drawn_plans(config, np.asarray(preference), seed)
         screened = make_table(config, params, few, drawn, max_seq_length=max_seq_length)
         losses = plan_losses(screened, teacher_logits[: len(few)], regression)
-        plans = best_of_each_depth(drawn, losses)
+        plans = best_of_each_depth(config, drawn, losses.mean(axis=0))
     table = make_table(config, params, split, plans, max_seq_length=max_seq_length)
     return table, plan_losses(table, teacher_logits, regression)
 
@@ -149,31 +152,37 @@ def refit_planner(
 
     First logits that do not look at the input: a chain of plans, each a layer deeper. Then a step
     that does, in two parts with strides of their own: how deep a row should go (all gates alike),
-    and which layers it should run (what each gate wants beyond that).
+    and which layers it should run (what each gate wants beyond that). Last, how far apart the
+    layers belong now that rows are told apart.
     """
     plans = jnp.asarray(table.plans)
-    chain = _fit_chain(config, plans, losses.mean(axis=0, keepdims=True), jax.random.key(seed))
     basis, mean = _principal_components(table.features), table.features.mean(axis=0)
     read = (table.features - mean) @ basis
+    chain = _blind_chain(config, table.plans, losses.mean(axis=0), rank=read.shape[1])
 
     strides = (0.0, 0.0)
     if len(read) >= FOLDS:
-        strides = _cross_validated(config, plans, chain, read, losses, seed)
+        # Who chooses layers leaves the bank, and what a plan outside it is worth is not known.
+        layers = STRIDES if config.num_gates <= EXHAUSTIVE_GATES else (0.0,)
+        strides = _cross_validated(config, plans, chain, read, losses, layers, seed)
     step = _steepest(config, plans, chain, read, losses)
     planner = _stepped(config, chain, step, *strides)
+    planner = _chain_descended(config, plans, planner, read, losses)
     kernel = basis @ planner["input"]["kernel"]
     return {**planner, "input": {"kernel": kernel, "bias": -mean @ kernel}}
 
 
+@partial(jax.jit, static_argnums=0)
 def _mean_loss(
     config: DPBertConfig,
     plans: Float[Array, "K P"],
     gate_logits: Float[Array, "N P"],
     losses: Float[Array, "N K"],
-    budgets: Float[Array, " M"],
     temperature: float | Array,
 ) -> Float[Array, ""]:
-    """The expected loss, mean over budgets."""
+    """The expected loss, mean over the trained range of budgets."""
+    assert config.planner is not None
+    budgets = jnp.linspace(config.planner.min_budget, config.planner.max_budget, BUDGETS)
     lowest = config.min_gates / config.num_gates + 0.02
     paid = budgets * config.bert.num_hidden_layers - config.stem_layers
     shares = jnp.clip(paid / config.num_gates, lowest, 0.98)
@@ -181,45 +190,59 @@ def _mean_loss(
     return each(shares).mean()
 
 
-@partial(jax.jit, static_argnums=0)
-def _loss_in_all(
+def _blind_chain(
     config: DPBertConfig,
-    plans: Array,
-    gate_logits: Array,
-    losses: Array,
-    temperature: float | Array,
-) -> Array:
-    """`_mean_loss` over the trained range."""
-    assert config.planner is not None
-    low, high = config.planner.min_budget, config.planner.max_budget
-    budgets = jnp.linspace(low, high, BUDGETS_IN_ALL)
-    return _mean_loss(config, plans, gate_logits, losses, budgets, temperature)
-
-
-def _fit_chain(
-    config: DPBertConfig, plans: Array, mean_losses: Float[np.ndarray, "1 K"], key: Any
+    plans: Float[np.ndarray, "K P"],
+    mean_losses: Float[np.ndarray, " K"],
+    rank: int,
 ) -> Float[np.ndarray, " P"]:
-    """The best logits for all rows alike, before they are bounded."""
-    assert config.planner is not None
-    planner_config, losses = config.planner, jnp.asarray(mean_losses)
-    low, high = planner_config.min_budget, planner_config.max_budget
-    optimizer = optax.adam(CHAIN_LEARNING_RATE)
+    """The best logits for all rows alike, before they are bounded.
 
-    def loss(chain: Array, step: Array) -> Array:
-        warmth = CHAIN_WARMTH * (TEMPERATURE / CHAIN_WARMTH) ** (step / CHAIN_STEPS)
-        drawn = jax.random.fold_in(key, step)
-        budgets = jax.random.uniform(drawn, (BUDGETS_A_STEP,), minval=low, maxval=high)
-        logits = bounded(planner_config, chain)[None]
-        return _mean_loss(config, plans, logits, losses, budgets, warmth)
+    The best chain's order of layers, spread evenly, and from there downhill. Downhill from no
+    order at all ended far from the best one with 11 planned layers (docs/results.md).
+    """
+    order = plans[best_chain(config, plans, mean_losses)].sum(axis=0)
+    even = (CHAIN_SPACE * (order - order.mean())).astype(np.float32)
+    planner = _stepped(config, even, np.zeros((rank, 1 + len(even)), np.float32), 0.0, 0.0)
+    mean_row = np.zeros((1, rank), np.float32)
+    planner = _chain_descended(config, jnp.asarray(plans), planner, mean_row, mean_losses[None])
+    return planner["output"]["bias"]
 
-    def advance(step: Any, carried: Any) -> Any:
+
+def _chain_descended(
+    config: DPBertConfig,
+    plans: Float[Array, "K P"],
+    planner: Params,
+    read: Float[np.ndarray, "N R"],
+    losses: Float[np.ndarray, "N K"],
+) -> Params:
+    """A planner whose chain went downhill, its layers still in order.
+
+    What it says of one row against another is kept.
+    """
+    optimizer = optax.adam(DESCENT_LEARNING_RATE)
+    rows, row_losses = jnp.asarray(read), jnp.asarray(losses)
+    rank = planner["output"]["bias"].argsort(kind="stable").argsort()
+
+    def of_chain(chain: Any) -> Params:
+        return {**planner, "output": {**planner["output"], "bias": chain}}
+
+    def loss(chain: Array) -> Array:
+        logits = judge(config, of_chain(chain), rows)
+        return _mean_loss(config, plans, logits, row_losses, TEMPERATURE)
+
+    def advance(_: Any, carried: Any) -> Any:
         chain, state = carried
-        updates, state = optimizer.update(jax.grad(loss)(chain, step), state)
-        return optax.apply_updates(chain, updates), state
+        updates, state = optimizer.update(jax.grad(loss)(chain), state)
+        # Out of order, plans would be ones that a bank may not hold.
+        moved: Any = optax.apply_updates(chain, updates)
+        return jnp.sort(moved)[rank], state
 
-    chain = jnp.zeros(config.num_gates)
-    run = jax.jit(lambda carried: jax.lax.fori_loop(0, CHAIN_STEPS, advance, carried))
-    return np.asarray(run((chain, optimizer.init(chain)))[0])
+    @jax.jit
+    def descend(chain: Array) -> Array:
+        return jax.lax.fori_loop(0, DESCENT_STEPS, advance, (chain, optimizer.init(chain)))[0]
+
+    return of_chain(np.asarray(descend(jnp.asarray(planner["output"]["bias"]))))
 
 
 def _cross_validated(
@@ -228,25 +251,27 @@ def _cross_validated(
     chain: Float[np.ndarray, " P"],
     read: Float[np.ndarray, "N R"],
     losses: Float[np.ndarray, "N K"],
+    layer_strides: tuple[float, ...],
     seed: int,
 ) -> tuple[float, float]:
     """The strides, for depth and for layers, that serve the rows best that are left out."""
     fold = np.random.default_rng(seed).permutation(len(read)) % FOLDS
-    found = np.zeros((len(STRIDES), len(STRIDES)))
+    tried = list(product(STRIDES, layer_strides))
+    found = np.zeros(len(tried))
     for out in range(FOLDS):
         fitted, left_out = fold != out, fold == out
         step = _steepest(config, plans, chain, read[fitted], losses[fitted])
-        for at in np.ndindex(found.shape):
-            planner = _stepped(config, chain, step, *(STRIDES[i] for i in at))
+        for at, strides in enumerate(tried):
+            planner = _stepped(config, chain, step, *strides)
             logits = judge(config, planner, jnp.asarray(read[left_out]))
             there = jnp.asarray(losses[left_out])
-            loss = _loss_in_all(config, plans, logits, there, NEARLY_HARD)
+            loss = _mean_loss(config, plans, logits, there, NEARLY_HARD)
             found[at] += left_out.mean() * float(loss)
-    depth, layers = (STRIDES[i] for i in np.unravel_index(found.argmin(), found.shape))
+    depth, layers = tried[found.argmin()]
     logger.info(
         "Planner refitted: loss %.4f on rows left out, blind to the input %.4f (strides: depth %g, "
         "layers %g).",
-        *(found.min(), found[0, 0], depth, layers),
+        *(found.min(), found[0], depth, layers),
     )
     return depth, layers
 
@@ -265,7 +290,7 @@ def _steepest(
     """
     assert config.planner is not None
     logits = bounded(config.planner, jnp.asarray(np.tile(chain, (len(read), 1))))
-    slope_of = jax.grad(_loss_in_all, argnums=2)
+    slope_of = jax.grad(_mean_loss, argnums=2)
     slope = slope_of(config, plans, logits, jnp.asarray(losses), TEMPERATURE)
     wanted = -np.asarray(slope)
     wanted -= wanted.mean(axis=0)

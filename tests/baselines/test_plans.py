@@ -13,7 +13,7 @@ from dpbert_jax.baselines.plans import (
     shuffled_plans,
 )
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
-from dpbert_jax.evaluation.plan_table import all_plans
+from dpbert_jax.evaluation.plan_bank import all_plans
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=6), PlannerConfig(stem_layers=1))
 PLANS = all_plans(CONFIG)

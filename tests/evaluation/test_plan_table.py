@@ -8,13 +8,8 @@ import pytest
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
 from dpbert_jax.evaluation.evaluate import predict
-from dpbert_jax.evaluation.plan_table import (
-    KEPT_PER_DEPTH,
-    all_plans,
-    best_of_each_depth,
-    drawn_plans,
-    make_table,
-)
+from dpbert_jax.evaluation.plan_bank import all_plans
+from dpbert_jax.evaluation.plan_table import make_table
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.model.planner import Planner
 
@@ -56,33 +51,3 @@ def test_the_planners_logits_follow_from_the_features(random_params, random_spli
     batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     output = execute(batch, resolve_rule(config, 1.0))
     np.testing.assert_allclose(found, output.gate_logits, atol=1e-4)
-
-
-@pytest.mark.parametrize(("min_layers", "count"), [(0, 8), (1, 8), (2, 7), (4, 1)])
-def test_all_plans_have_the_depth_floor(min_layers, count):
-    plans = all_plans(planned(min_layers=min_layers))
-    assert len(np.unique(plans, axis=0)) == len(plans) == count
-    assert (1 + plans.sum(axis=1)).min() >= min_layers
-
-
-def test_drawn_plans_are_of_every_depth_and_follow_the_preference():
-    config = planned(layers=12, min_layers=4)
-    preference = np.linspace(3, -3, 11)
-    plans = drawn_plans(config, preference, seed=0)
-    np.testing.assert_array_equal(np.unique(plans.sum(axis=1)), np.arange(3, 12))
-    assert len(np.unique(plans, axis=0)) == len(plans)
-    share = plans.mean(axis=0)
-    assert share[:4].mean() > share[-4:].mean() + 0.2
-
-
-def test_the_best_of_each_depth_are_kept():
-    config = planned(layers=12)
-    plans = drawn_plans(config, np.zeros(11), seed=0)
-    losses = np.random.default_rng(0).random((5, len(plans)))
-    kept = best_of_each_depth(plans, losses)
-    for depth in range(12):
-        among = plans.sum(axis=1) == depth
-        best = plans[among][np.argsort(losses.mean(axis=0)[among])[:KEPT_PER_DEPTH]]
-        np.testing.assert_array_equal(
-            np.unique(kept[kept.sum(axis=1) == depth], axis=0), np.unique(best, axis=0)
-        )

@@ -10,7 +10,8 @@ import pytest
 from scipy.special import rel_entr, softmax
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
-from dpbert_jax.evaluation.plan_table import PlanTable, all_plans
+from dpbert_jax.evaluation.plan_bank import all_plans, best_chain, drawn_plans
+from dpbert_jax.evaluation.plan_table import PlanTable
 from dpbert_jax.training.refit import expected_loss, judge, plan_losses, refit_planner
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=4), PlannerConfig())
@@ -129,6 +130,22 @@ def test_a_single_row_tells_nothing_of_others(hard_and_easy):
     planner = refit_planner(CONFIG, one, losses[:1], seed=0)
     found = np.asarray(judge(CONFIG, planner, jnp.asarray(features)))
     assert np.isfinite(found).all() and not np.ptp(found, axis=0).any()
+
+
+def test_with_eleven_planned_layers_every_row_follows_the_best_chain_of_the_bank():
+    """Its plans are the ones whose worth is known; how far a row goes is told by its features."""
+    deep = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=12), PlannerConfig())
+    plans, random = drawn_plans(deep, np.zeros(11), seed=0), np.random.default_rng(0)
+    features = random.standard_normal((200, 2 * TINY.hidden_size + 1)).astype(np.float32)
+    left = 1 - plans.sum(axis=1) / 11 + 0.3 * random.random(len(plans))
+    losses = np.outer(np.exp(features[:, 0]), left).astype(np.float32)
+    table = PlanTable(plans, np.zeros((200, len(plans), 2)), features)
+    planner = refit_planner(deep, table, losses, seed=0)
+    logits = np.asarray(judge(deep, planner, jnp.asarray(features)))
+    chain = plans[best_chain(deep, plans, losses.mean(axis=0))]
+    for runs in chain[1:-1] > 0:
+        assert (logits[:, runs].min(axis=1) >= logits[:, ~runs].max(axis=1)).all()
+    assert np.corrcoef(logits.mean(axis=1), features[:, 0])[0, 1] > 0.8
 
 
 def test_the_same_seed_gives_the_same_planner(two_kinds):
