@@ -18,8 +18,8 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.model import Params
 from dpbert_jax.run_folder import TEACHER, read_train_config
 from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.held_out_table import held_out_table
 from dpbert_jax.training.loop import StagePlan, run_stage
-from dpbert_jax.training.refit import held_out_table
 from dpbert_jax.training.rows import (
     Rows,
     global_batch_size,

@@ -10,11 +10,13 @@ never falls as the budget rises. A planner that read the budget as well was no b
 (docs/results.md).
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dpbert_jax.config import PlannerConfig
+from dpbert_jax.config import DPBertConfig, PlannerConfig
 
 
 class Planner(nn.Module):
@@ -42,6 +44,13 @@ class Planner(nn.Module):
         """Gate logits from what `summarise` reads of an input."""
         hidden = nn.tanh(self.input(features)) * self.config.hidden_size**-0.5
         return bounded(self.config, self.output(hidden))
+
+
+def judge(config: DPBertConfig, planner: Any, features: Float[Array, "N F"]) -> Float[Array, "N P"]:
+    """A planner's gate logits, from its parameters and what it reads."""
+    assert config.planner is not None
+    module: Any = Planner(config.planner, config.num_gates)
+    return module.apply({"params": planner}, features, method="judge")
 
 
 def bounded(config: PlannerConfig, logits: Float[Array, "..."]) -> Float[Array, "..."]:

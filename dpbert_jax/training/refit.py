@@ -12,7 +12,6 @@ one step from those plans, along the steepest descent, as far as cross-validatio
 """
 
 import logging
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -23,17 +22,11 @@ import optax
 from jaxtyping import Array, Float
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import TokenizedSplit
-from dpbert_jax.evaluation.plan_bank import (
-    EXHAUSTIVE_GATES,
-    all_plans,
-    best_chain,
-    best_of_each_depth,
-    drawn_plans,
-)
-from dpbert_jax.evaluation.plan_table import PlanTable, make_table
+from dpbert_jax.evaluation.plan_bank import EXHAUSTIVE_GATES, best_chain
+from dpbert_jax.evaluation.plan_table import PlanTable
 from dpbert_jax.model import Params
-from dpbert_jax.model.planner import Planner, bounded
+from dpbert_jax.model.planner import bounded, judge
+from dpbert_jax.training.expected_loss import mean_loss
 
 logger = logging.getLogger(__name__)
 
@@ -41,108 +34,10 @@ RANK = 32  # principal components of the features: a few hundred rows tell no mo
 TEMPERATURE = 0.3  # near the hard rule of inference; at 1, leaking gates hide what a plan is worth
 CHAIN_SPACE = 2.0  # logits between a layer and the next, at first
 DESCENT_STEPS, DESCENT_LEARNING_RATE = 200, 5e-2
-BUDGETS = 13
 FOLDS = 5
 STRIDES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # logits, for a row one standard deviation off the mean
 NEARLY_HARD = 0.03  # strides are judged as inference will have it: short ones tell rows apart, too
 STIR = 1e-3  # the least stride: where the chain alone stays, something must say who goes deeper
-SCREENING_ROWS = 128
-
-
-def plan_losses(
-    table: PlanTable, teacher_logits: Float[np.ndarray, "N C"], is_regression: bool
-) -> Float[np.ndarray, "N K"]:
-    """How far each plan's answer to each row is from the dense model's.
-
-    Classification: KL from the teacher. Regression: squared error to the teacher. The labels are
-    not asked: with them planners came out no better (docs/results.md).
-    """
-    logits, teacher = jnp.asarray(table.logits), jnp.asarray(teacher_logits)[:, None]
-    if is_regression:
-        return np.asarray(jnp.square(logits - teacher)[..., 0])
-    kl = optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(teacher))
-    return np.asarray(kl)
-
-
-def held_out_table(
-    config: DPBertConfig,
-    params: Params,
-    split: TokenizedSplit,
-    teacher_logits: np.ndarray,
-    *,
-    max_seq_length: int,
-    seed: int,
-) -> tuple[PlanTable, Float[np.ndarray, "N K"]]:
-    """The plan table of held-out rows with its losses (`plan_losses`).
-
-    All plans where the planner decides on at most 8 layers; for deeper models the best of each
-    depth, and the best chain, among chains drawn by the planner's mean logits, screened on a few
-    rows.
-    """
-    regression = config.bert.is_regression
-    if config.num_gates <= EXHAUSTIVE_GATES:
-        plans = all_plans(config)
-    else:
-        few = split.take(np.arange(min(SCREENING_ROWS, len(split))))
-        probe = make_table(
-            config,
-            params,
-            few,
-            np.ones((1, config.num_gates), np.float32),
-            max_seq_length=max_seq_length,
-        )
-        preference = judge(config, params["planner"], jnp.asarray(probe.features)).mean(axis=0)
-        drawn = drawn_plans(config, np.asarray(preference), seed)
-        screened = make_table(config, params, few, drawn, max_seq_length=max_seq_length)
-        losses = plan_losses(screened, teacher_logits[: len(few)], regression)
-        plans = best_of_each_depth(config, drawn, losses.mean(axis=0))
-    table = make_table(config, params, split, plans, max_seq_length=max_seq_length)
-    return table, plan_losses(table, teacher_logits, regression)
-
-
-def judge(
-    config: DPBertConfig, planner: Params, features: Float[Array, "N F"]
-) -> Float[Array, "N P"]:
-    """A planner's gate logits."""
-    assert config.planner is not None
-    module: Any = Planner(config.planner, config.num_gates)
-    return module.apply({"params": planner}, features, method="judge")
-
-
-def expected_loss(
-    gate_logits: Float[Array, "N P"],
-    plans: Float[Array, "K P"],
-    losses: Float[Array, "N K"],
-    share: Float[Array, ""],
-    temperature: float | Array = 1.0,
-) -> Float[Array, ""]:
-    """Mean loss of plans drawn by the gates, at the threshold where they run `share` of them.
-
-    P(plan) is proportional to exp(sum of its gates' (logit - threshold) / temperature): over all
-    2^P plans, independent gates; over a bank, those conditioned on falling into it.
-    """
-    depth = plans.sum(axis=1)
-
-    def weights(threshold: Array) -> Array:
-        gain = gate_logits @ plans.T - threshold * depth[None]
-        return jax.nn.softmax(gain / temperature)  # [N, K]
-
-    def mean_share(threshold: Array) -> Array:
-        return (weights(threshold) @ depth).mean() / plans.shape[1]
-
-    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = (low + high) / 2
-        too_many = mean_share(middle) > share
-        return jnp.where(too_many, middle, low), jnp.where(too_many, high, middle)
-
-    bounds = (jnp.float32(-20), jnp.float32(20))
-    low, high = jax.lax.fori_loop(0, 40, halve, bounds)
-    solved = jax.lax.stop_gradient((low + high) / 2)
-    # One Newton step from the solution does not move it, and carries its derivative.
-    slope = jax.lax.stop_gradient(jax.grad(mean_share)(solved))
-    threshold = solved - (mean_share(solved) - share) / jnp.minimum(slope, -1e-6)
-    return (weights(threshold) * losses).sum(axis=1).mean()
 
 
 def refit_planner(
@@ -170,24 +65,6 @@ def refit_planner(
     planner = _chain_descended(config, plans, planner, read, losses)
     kernel = basis @ planner["input"]["kernel"]
     return {**planner, "input": {"kernel": kernel, "bias": -mean @ kernel}}
-
-
-@partial(jax.jit, static_argnums=0)
-def _mean_loss(
-    config: DPBertConfig,
-    plans: Float[Array, "K P"],
-    gate_logits: Float[Array, "N P"],
-    losses: Float[Array, "N K"],
-    temperature: float | Array,
-) -> Float[Array, ""]:
-    """The expected loss, mean over the trained range of budgets."""
-    assert config.planner is not None
-    budgets = jnp.linspace(config.planner.min_budget, config.planner.max_budget, BUDGETS)
-    lowest = config.min_gates / config.num_gates + 0.02
-    paid = budgets * config.bert.num_hidden_layers - config.stem_layers
-    shares = jnp.clip(paid / config.num_gates, lowest, 0.98)
-    each = jax.vmap(lambda s: expected_loss(gate_logits, plans, losses, s, temperature))
-    return each(shares).mean()
 
 
 def _blind_chain(
@@ -229,7 +106,7 @@ def _chain_descended(
 
     def loss(chain: Array) -> Array:
         logits = judge(config, of_chain(chain), rows)
-        return _mean_loss(config, plans, logits, row_losses, TEMPERATURE)
+        return mean_loss(config, plans, logits, row_losses, TEMPERATURE)
 
     def advance(_: Any, carried: Any) -> Any:
         chain, state = carried
@@ -265,7 +142,7 @@ def _cross_validated(
             planner = _stepped(config, chain, step, *strides)
             logits = judge(config, planner, jnp.asarray(read[left_out]))
             there = jnp.asarray(losses[left_out])
-            loss = _mean_loss(config, plans, logits, there, NEARLY_HARD)
+            loss = mean_loss(config, plans, logits, there, NEARLY_HARD)
             found[at] += left_out.mean() * float(loss)
     depth, layers = tried[found.argmin()]
     logger.info(
@@ -290,7 +167,7 @@ def _steepest(
     """
     assert config.planner is not None
     logits = bounded(config.planner, jnp.asarray(np.tile(chain, (len(read), 1))))
-    slope_of = jax.grad(_mean_loss, argnums=2)
+    slope_of = jax.grad(mean_loss, argnums=2)
     slope = slope_of(config, plans, logits, jnp.asarray(losses), TEMPERATURE)
     wanted = -np.asarray(slope)
     wanted -= wanted.mean(axis=0)

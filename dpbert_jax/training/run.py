@@ -44,13 +44,14 @@ from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.checkpoint import Checkpoints, Position
 from dpbert_jax.training.configs import dense_config, planned_config
+from dpbert_jax.training.held_out_table import held_out_table
 from dpbert_jax.training.loop import StagePlan, run_stage
 from dpbert_jax.training.memory import check_memory, memory_explained
 from dpbert_jax.training.objective import stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.output import open_output, write_skipped_rows
 from dpbert_jax.training.preemption import Preemption
-from dpbert_jax.training.refit import held_out_table, refit_planner
+from dpbert_jax.training.refit import refit_planner
 from dpbert_jax.training.rows import (
     STAGES,
     Rows,

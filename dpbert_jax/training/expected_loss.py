@@ -1,0 +1,66 @@
+"""What plans drawn by a planner's gates cost, exactly: from a table of every plan's losses."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dpbert_jax.config import DPBertConfig
+
+BUDGETS = 13  # of the trained range, evenly spaced
+
+
+def expected_loss(
+    gate_logits: Float[Array, "N P"],
+    plans: Float[Array, "K P"],
+    losses: Float[Array, "N K"],
+    share: Float[Array, ""],
+    temperature: float | Array = 1.0,
+) -> Float[Array, ""]:
+    """Mean loss of plans drawn by the gates, at the threshold where they run `share` of them.
+
+    P(plan) is proportional to exp(sum of its gates' (logit - threshold) / temperature): over all
+    2^P plans, independent gates; over a bank, those conditioned on falling into it.
+    """
+    depth = plans.sum(axis=1)
+
+    def weights(threshold: Array) -> Array:
+        gain = gate_logits @ plans.T - threshold * depth[None]
+        return jax.nn.softmax(gain / temperature)  # [N, K]
+
+    def mean_share(threshold: Array) -> Array:
+        return (weights(threshold) @ depth).mean() / plans.shape[1]
+
+    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        too_many = mean_share(middle) > share
+        return jnp.where(too_many, middle, low), jnp.where(too_many, high, middle)
+
+    bounds = (jnp.float32(-20), jnp.float32(20))
+    low, high = jax.lax.fori_loop(0, 40, halve, bounds)
+    solved = jax.lax.stop_gradient((low + high) / 2)
+    # One Newton step from the solution does not move it, and carries its derivative.
+    slope = jax.lax.stop_gradient(jax.grad(mean_share)(solved))
+    threshold = solved - (mean_share(solved) - share) / jnp.minimum(slope, -1e-6)
+    return (weights(threshold) * losses).sum(axis=1).mean()
+
+
+@partial(jax.jit, static_argnums=0)
+def mean_loss(
+    config: DPBertConfig,
+    plans: Float[Array, "K P"],
+    gate_logits: Float[Array, "N P"],
+    losses: Float[Array, "N K"],
+    temperature: float | Array,
+) -> Float[Array, ""]:
+    """The expected loss, mean over the trained range of budgets."""
+    assert config.planner is not None
+    budgets = jnp.linspace(config.planner.min_budget, config.planner.max_budget, BUDGETS)
+    lowest = config.min_gates / config.num_gates + 0.02
+    paid = budgets * config.bert.num_hidden_layers - config.stem_layers
+    shares = jnp.clip(paid / config.num_gates, lowest, 0.98)
+    each = jax.vmap(lambda s: expected_loss(gate_logits, plans, losses, s, temperature))
+    return each(shares).mean()

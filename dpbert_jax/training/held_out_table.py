@@ -1,0 +1,72 @@
+"""The table that the planner is refitted to: how far each plan is from the dense model's answer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.data import TokenizedSplit
+from dpbert_jax.evaluation.plan_bank import (
+    EXHAUSTIVE_GATES,
+    all_plans,
+    best_of_each_depth,
+    drawn_plans,
+)
+from dpbert_jax.evaluation.plan_table import PlanTable, make_table
+from dpbert_jax.model import Params
+from dpbert_jax.model.planner import judge
+
+SCREENING_ROWS = 128
+
+
+def plan_losses(
+    table: PlanTable, teacher_logits: Float[np.ndarray, "N C"], is_regression: bool
+) -> Float[np.ndarray, "N K"]:
+    """How far each plan's answer to each row is from the dense model's.
+
+    Classification: KL from the teacher. Regression: squared error to the teacher. The labels are
+    not asked: with them planners came out no better (docs/results.md).
+    """
+    logits, teacher = jnp.asarray(table.logits), jnp.asarray(teacher_logits)[:, None]
+    if is_regression:
+        return np.asarray(jnp.square(logits - teacher)[..., 0])
+    kl = optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(teacher))
+    return np.asarray(kl)
+
+
+def held_out_table(
+    config: DPBertConfig,
+    params: Params,
+    split: TokenizedSplit,
+    teacher_logits: np.ndarray,
+    *,
+    max_seq_length: int,
+    seed: int,
+) -> tuple[PlanTable, Float[np.ndarray, "N K"]]:
+    """The plan table of held-out rows with its losses (`plan_losses`).
+
+    All plans where the planner decides on at most 8 layers; for deeper models the best of each
+    depth, and the best chain, among chains drawn by the planner's mean logits, screened on a few
+    rows.
+    """
+    regression = config.bert.is_regression
+    if config.num_gates <= EXHAUSTIVE_GATES:
+        plans = all_plans(config)
+    else:
+        few = split.take(np.arange(min(SCREENING_ROWS, len(split))))
+        probe = make_table(
+            config,
+            params,
+            few,
+            np.zeros((1, config.num_gates), np.float32),  # only its features are asked for
+            max_seq_length=max_seq_length,
+        )
+        preference = judge(config, params["planner"], jnp.asarray(probe.features)).mean(axis=0)
+        drawn = drawn_plans(config, np.asarray(preference), seed)
+        screened = make_table(config, params, few, drawn, max_seq_length=max_seq_length)
+        losses = plan_losses(screened, teacher_logits[: len(few)], regression)
+        plans = best_of_each_depth(config, drawn, losses.mean(axis=0))
+    table = make_table(config, params, split, plans, max_seq_length=max_seq_length)
+    return table, plan_losses(table, teacher_logits, regression)
