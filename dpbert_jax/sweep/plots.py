@@ -78,6 +78,6 @@ def plot_curve(
     axes.plot([1.0], [dense_score], "s", color="tab:gray", markersize=9, label="dense BERT")
     axes.axhline(0.99 * dense_score, color="tab:gray", linestyle=":", label="99 % of dense")
     axes.set(xlabel="cost: share of the dense FLOPs, planner included", ylabel=metric, title=title)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=140)
     plt.close(figure)
