@@ -11,7 +11,7 @@ from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.evaluation.plan_bank import all_plans
 from dpbert_jax.evaluation.plan_table import make_table
 from dpbert_jax.inference import make_executor, resolve_rule
-from dpbert_jax.model.planner import Planner
+from dpbert_jax.model.planner import judge
 
 
 def planned(layers=4, stem=1, min_layers=0):
@@ -41,8 +41,7 @@ def test_the_planners_logits_follow_from_the_features(random_params, random_spli
     config = planned()
     params, split = random_params(config), random_split(9)
     table = make_table(config, params, split, all_plans(config)[:1], max_seq_length=16)
-    module = Planner(config.planner, config.num_gates)
-    found = module.apply({"params": params["planner"]}, jnp.asarray(table.features), method="judge")
+    found = judge(config, params["planner"], jnp.asarray(table.features))
     execute = make_executor("masked", config, params)
     mask = (np.arange(16) < split.lengths[:, None]).astype(np.int32)
     ids = np.zeros((9, 16), np.int32)
