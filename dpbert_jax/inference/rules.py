@@ -30,26 +30,26 @@ def check_budget(config: DPBertConfig, budget: float) -> None:
     """
     if not 0 < budget <= 1:
         raise UserError(
-            f"--budget is {budget}, but must lie in (0, 1]: a share of the dense FLOPs."
+            f"The budget is {budget}, but must lie in (0, 1]: a share of the dense FLOPs."
         )
     if budget == 1:
         return
     if config.planner is None:
         raise UserError(
-            f"--budget is {budget}, but this model has no planner: it can only run dense "
-            "(--budget 1.0)."
+            f"The budget is {budget}, but this model has no planner: it can only run dense "
+            "(a budget of 1.0)."
         )
     fixed = config.stem_layers + config.min_gates
     lowest = fixed / config.bert.num_hidden_layers
     if budget < lowest:
         raise UserError(
-            f"--budget is {budget}, but the {fixed} layer(s) that every input runs cost "
+            f"The budget is {budget}, but the {fixed} layer(s) that every input runs cost "
             f"{lowest:.3f}: ask for more."
         )
     low, high = config.planner.min_budget, config.planner.max_budget
     if not low <= budget <= high:
         raise UserError(
-            f"--budget is {budget}, but this model was trained for budgets from {low} to {high}"
+            f"The budget is {budget}, but this model was trained for budgets from {low} to {high}"
             f"{'' if high == 1 else ', and for 1.0'}."
         )
 

@@ -24,7 +24,7 @@ steady = settings(deadline=None, derandomize=True, max_examples=100)
 @pytest.mark.parametrize(
     ("config", "budget", "sentence"),
     [
-        (CONFIG, 0.0, r"--budget is 0.0, but must lie in \(0, 1\]"),
+        (CONFIG, 0.0, r"The budget is 0.0, but must lie in \(0, 1\]"),
         (CONFIG, -0.5, r"must lie in \(0, 1\]"),
         (CONFIG, 1.01, r"must lie in \(0, 1\]"),
         (CONFIG, float("nan"), r"must lie in \(0, 1\]"),
