@@ -100,9 +100,9 @@ def test_train_refuses_in_one_sentence_and_writes_nothing(flags, words, run_scri
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([*EVAL, "--budget", "0"], ["--budget", "(0, 1]"]),
-        ([*EVAL, "--budget", "1.5"], ["--budget", "(0, 1]"]),
-        ([*EVAL, "--budget", "1.0", "nan"], ["--budget", "nan"]),
+        ([*EVAL, "--budget", "0"], ["The budget is", "(0, 1]"]),
+        ([*EVAL, "--budget", "1.5"], ["The budget is", "(0, 1]"]),
+        ([*EVAL, "--budget", "1.0", "nan"], ["The budget is", "nan"]),
         ([*EVAL, "--budget", "0.35"], ["0.35", "0.4"]),
         ([*EVAL, "--budget", "0.1"], ["0.1", "1 layer(s)"]),
         ([*EVAL[:2], "--executor", "warp"], ["warp", "cond"]),
