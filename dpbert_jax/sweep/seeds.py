@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,11 +32,12 @@ class Sweep(NamedTuple):
     """What was measured of one run on one validation split.
 
     `planned` is by budget, of the first plan rule: the points that the controls stand beside.
-    `controls` is by name and budget, `static` (which has none of the budgets) apart.
+    `controls` is by name and budget; `static` models, at no budget, stand apart.
     """
 
     folder: str
     seed: int
+    setting: dict[str, Any]  # what sweeps that are averaged must have in common
     dense: dict[str, float]
     planned: dict[float, Point]
     controls: dict[tuple[str, float], Point]
@@ -50,51 +51,77 @@ def read_sweeps(folders: Iterable[str]) -> Sweeps:
     """The sweeps by task, in the order given; a task of two validation splits is two tasks here.
 
     Raises:
-        UserError: a folder has no sweep, or a task's sweeps are of one seed or of other budgets.
+        UserError: a folder has no sweep, or a task's sweeps are of one seed, or differ in more.
     """
     by_task: Sweeps = {}
     for folder in folders:
         path = Path(folder) / "sweep.json"
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
+            found = {split: _read_split(folder, report, split) for split in report["splits"]}
+        except OSError as error:
             raise UserError(
-                f"{path} cannot be read: {reason}. Name folders that `python -m dpbert_jax.sweep` "
-                "wrote."
+                f"{path} cannot be read: {error.strerror}. Name folders that "
+                "`python -m dpbert_jax.sweep` wrote."
             ) from error
-        for split, about in report["splits"].items():
-            task = report["task"] if len(report["splits"]) == 1 else f"{report['task']} {split}"
-            points = [_with_nan(point) for point in report["points"] if point["split"] == split]
-            rule = points[0]["variant"]
-            found = Sweep(
-                folder,
-                report["seed"],
-                about["dense_metrics"],
-                {p["budget"]: p for p in points if p["variant"] == rule},
-                {(p["variant"], p["budget"]): p for p in points if p["variant"] in CONTROLS},
-                [p for p in points if p["variant"] == "static"],
-            )
+        except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+            raise UserError(
+                f"{path} is none that `python -m dpbert_jax.sweep` of this version wrote, or is "
+                "damaged: sweep the run again."
+            ) from error
+        for split, sweep in found.items():
+            task = report["task"] if len(found) == 1 else f"{report['task']} {split}"
             for other in by_task.setdefault(task, []):
-                _check_companions(task, other, found)
-            by_task[task].append(found)
+                _check_companions(task, other, sweep)
+            by_task[task].append(sweep)
     return by_task
 
 
-def _with_nan(point: Point) -> Point:
-    """JSON has no NaN: an undefined metric was written as null."""
-    metrics = {k: math.nan if v is None else v for k, v in point["metrics"].items()}
+def _read_split(folder: str, report: dict[str, Any], split: str) -> Sweep:
+    about = report["splits"][split]
+    points = [_with_score(point) for point in report["points"] if point["split"] == split]
+    dense = _with_nan(about["dense_metrics"])
+    rule = points[0]["variant"]
+    planned = {p["budget"]: p for p in points if p["variant"] == rule}
+    controls = [p for p in points if p["variant"] in CONTROLS and p["variant"] != "static"]
+    setting = {
+        "plan rule": rule,
+        "budgets": sorted(planned),
+        "number of inputs": about["examples"],
+        "metrics": list(dense),
+        "number of layers": len(next(iter(about["insight"].values()))["layer_frequency"]),
+    }
+    return Sweep(
+        folder,
+        report["seed"],
+        setting,
+        dense,
+        planned,
+        {(p["variant"], p["budget"]): p for p in controls},
+        [p for p in points if p["variant"] == "static"],
+    )
+
+
+def _with_score(point: Point) -> Point:
+    metrics = _with_nan(point["metrics"])
     return {**point, "metrics": metrics, "score": score(metrics)}
+
+
+def _with_nan(metrics: dict[str, float | None]) -> dict[str, float]:
+    """JSON has no NaN: an undefined metric was written as null."""
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 def _check_companions(task: str, one: Sweep, other: Sweep) -> None:
     both = f"{one.folder} and {other.folder}"
     if one.seed == other.seed:
         raise UserError(f"{both} are both of {task}, seed {one.seed}: name one of them.")
-    if one.planned.keys() != other.planned.keys():
-        raise UserError(
-            f"{both} are of {task} at different budgets: sweep both with the same --budgets."
-        )
+    for name, value in one.setting.items():
+        if value != other.setting[name]:
+            raise UserError(
+                f"{both} are both of {task}, but differ in their {name} ({value} and "
+                f"{other.setting[name]}): there is no mean of them."
+            )
 
 
 def kept_table(sweeps: Sweeps) -> str:
@@ -131,23 +158,22 @@ def seed_table(sweeps: Sweeps) -> str:
 
 
 def controls_table(sweeps: Sweeps) -> str:
-    """Mean scores at the planned points' cost, and each seed's lead over a control, in points."""
+    """Mean scores at the planned points' cost, and each seed's lead over a control, in points.
+
+    A control that only some seeds have is given no mean: it would be one of other runs.
+    """
     known = {name for seeds in sweeps.values() for seed in seeds for name, _ in seed.controls}
-    names = [name for name in CONTROLS if name in known - {"static"}]
+    names = [name for name in CONTROLS if name in known]
     rows = []
     for task, seeds in sweeps.items():
         for budget in seeds[0].planned:
             learned = [seed.planned[budget] for seed in seeds]
             scores, leads = [], []
             for name in names:
-                if not all((name, budget) in seed.controls for seed in seeds):
-                    scores.append(NOTHING)
-                    leads.append(NOTHING)
-                    continue
-                control = [seed.controls[name, budget] for seed in seeds]
+                control = [seed.controls.get((name, budget)) for seed in seeds]
                 scores.append(_mean_score(control))
-                leads.append(", ".join(map(_lead, learned, control)))
-            if set(scores) - {NOTHING}:  # at a budget of 1 every layer runs: no control of plans
+                leads.append(", ".join(map(_lead, learned, control)) if any(control) else NOTHING)
+            if set(leads) - {NOTHING}:  # at a budget of 1 every layer runs: no control of plans
                 cost = f"{np.mean([point['cost'] for point in learned]):.3f}"
                 head = [task, f"{budget:g}", cost, f"**{_mean_score(learned)}**"]
                 rows.append([*head, *scores, *leads])
@@ -182,11 +208,14 @@ def _kept(seed: Sweep, point: Point) -> float:
     return 100 * share_kept(point["score"], score(seed.dense))
 
 
-def _mean_score(points: Sequence[Point]) -> str:
-    return f"{np.mean([point['score'] for point in points]):.4f}"
+def _mean_score(points: Sequence[Point | None]) -> str:
+    present = [point["score"] for point in points if point]
+    return f"{np.mean(present):.4f}" if len(present) == len(points) else NOTHING
 
 
-def _lead(point: Point, control: Point) -> str:
+def _lead(point: Point, control: Point | None) -> str:
+    if not control:
+        return NOTHING
     return f"{round(100 * (point['score'] - control['score']), 1) + 0.0:+.1f}"  # no -0.0
 
 

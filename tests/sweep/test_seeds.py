@@ -28,10 +28,13 @@ def point(variant, budget, metrics, cost=0.6, layers=4.0, split="validation"):
     }
 
 
-def written(folder, task, seed, dense, points, splits=("validation",)):
+def written(folder, task, seed, dense, points, splits=("validation",), layers=6):
     folder.mkdir(parents=True)
     metrics = dict(zip(("accuracy", "f1")[: len(dense)], dense, strict=True))
-    about = {split: {"dense_metrics": metrics} for split in splits}
+    insight = {"0.6": {"layer_frequency": [1.0] * layers}}
+    about = {
+        split: {"examples": 9, "dense_metrics": metrics, "insight": insight} for split in splits
+    }
     report = {"task": task, "seed": seed, "splits": about, "points": points}
     (folder / "sweep.json").write_text(json.dumps(report))
     return str(folder)
@@ -89,10 +92,12 @@ def test_leads_over_a_control_are_those_of_the_first_plan_rule(folders):
     ]
 
 
-def test_a_control_that_one_seed_lacks_has_no_mean(folders, tmp_path):
+def test_a_control_that_one_seed_lacks_has_its_leads_and_no_mean(folders, tmp_path):
     lacking = [point("threshold", 0.6, (0.6, 0.7)), point("threshold", 1.0, (0.6, 0.8))]
     third = written(tmp_path / "mrpc-44", "mrpc", 44, (0.6, 0.8), lacking)
-    assert body(controls_table(read_sweeps([*folders, third]))) == []
+    assert body(controls_table(read_sweeps([*folders, third]))) == [
+        ["mrpc", "0.6", "0.600", "**0.6833**", "-", "+2.0, -1.0, -"]
+    ]
 
 
 def test_static_models_stand_at_their_own_cost(folders):
@@ -113,13 +118,27 @@ def test_sweeps_that_do_not_belong_together_are_refused(folders, tmp_path):
         read_sweeps([folders[0], folders[0]])
     fewer = [point("threshold", 0.6, (0.6, 0.7))]
     other = written(tmp_path / "fewer", "mrpc", 44, (0.6, 0.8), fewer)
-    with pytest.raises(UserError, match=r"at different budgets: sweep both with the same"):
+    with pytest.raises(UserError, match=r"in their budgets \(\[0.6, 1.0\] and \[0.6\]\)"):
         read_sweeps([folders[0], other])
+    both = [point("threshold", budget, (0.6, 0.7)) for budget in (0.6, 1.0)]
+    deeper = written(tmp_path / "deeper", "mrpc", 44, (0.6, 0.8), both, layers=12)
+    with pytest.raises(UserError, match=r"in their number of layers \(6 and 12\)"):
+        read_sweeps([folders[0], deeper])
+
+
+def test_folders_without_a_sweep_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"sweep.json cannot be read: No such file"):
         read_sweeps([str(tmp_path / "nowhere")])
-    (tmp_path / "fewer" / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match=r"sweep.json cannot be read: it is no JSON"):
-        read_sweeps([other])
+    for text in ("{", "[]", "{}", '{"task": "mrpc", "seed": 1, "points": [], "splits": {"x": {}}}'):
+        (tmp_path / "sweep.json").write_text(text)
+        with pytest.raises(UserError, match=r"sweep.json is none that .* wrote, or is damaged"):
+            read_sweeps([str(tmp_path)])
+
+
+def test_an_undefined_score_of_the_dense_model_is_no_crash(tmp_path):
+    points = [point("threshold", 0.6, (0.5,))]
+    sweeps = read_sweeps([written(tmp_path / "stsb", "stsb", 42, (None,), points)])
+    assert body(kept_table(sweeps)) == [["stsb", "42", "nan", "nan"]]
 
 
 def test_prints_the_tables_of_the_folders_named(folders, monkeypatch, capsys):
