@@ -77,6 +77,7 @@ class Calibration:
 
     budgets: tuple[float, ...]  # ascending
     thresholds: tuple[float, ...]  # descending: a larger budget runs what a smaller one did
+    inputs: str | None = None  # what they were found on; None: not recorded
 
     def __post_init__(self) -> None:
         falling = sorted(self.thresholds, reverse=True)
@@ -172,7 +173,11 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
         return DPBertConfig(
             bert,
             PlannerConfig(**extra["planner"]),
-            Calibration(**{key: tuple(value) for key, value in calibration.items()})
+            Calibration(
+                tuple(calibration["budgets"]),
+                tuple(calibration["thresholds"]),
+                calibration.get("inputs"),
+            )
             if calibration
             else None,
         )

@@ -23,7 +23,7 @@ from dpbert_jax.config import (
 from dpbert_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "bert_tiny.npz"
-GRID = Calibration((0.4, 0.7, 1.0), (1.5, 0.1, -6.0))
+GRID = Calibration((0.4, 0.7, 1.0), (1.5, 0.1, -6.0), "mrpc test")
 CONFIGS = {
     "dense": DPBertConfig(TINY),
     "planned": DPBertConfig(TINY, PlannerConfig(stem_layers=2, hidden_size=8, min_budget=0.5)),

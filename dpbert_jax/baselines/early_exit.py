@@ -37,7 +37,7 @@ from dpbert_jax.model.bert import (
     attention_bias,
     fold_rows,
 )
-from dpbert_jax.model.cost import layer_flops
+from dpbert_jax.model.cost import Length, layer_flops
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.training.objective import row_losses, score_sums
 from dpbert_jax.training.rows import compute_dtype
@@ -192,7 +192,7 @@ def patience_exits(
     return leaves
 
 
-def exits_cost(config: DPBertConfig, exits: Int[np.ndarray, " N"], sequence_length: int) -> Any:
+def exits_cost(config: DPBertConfig, exits: Int[np.ndarray, " N"], sequence_length: Length) -> Any:
     """Each row's share of the dense encoder's FLOPs, with the exits that it passed; [N]."""
     bert = config.bert
     head = 2 * bert.hidden_size * (bert.hidden_size + bert.num_labels)

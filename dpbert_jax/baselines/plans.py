@@ -14,7 +14,7 @@ from dpbert_jax.config import DPBertConfig
 def random_plans(config: DPBertConfig, rows: int, mean_layers: float, seed: int) -> np.ndarray:
     """Layers drawn at random: every row runs one of the two depths around `mean_layers`; [N, L]."""
     random = np.random.default_rng(seed)
-    depth = _exact_mix(mean_layers - config.stem_layers, rows, random)
+    depth = exact_mix(mean_layers - config.stem_layers, rows, random)
     rank = random.random((rows, config.num_gates)).argsort(axis=1).argsort(axis=1)
     return _with_stem(config, rank < depth[:, None])
 
@@ -57,7 +57,7 @@ def best_mix(plans: np.ndarray, mean_losses: np.ndarray, mean_gates: float) -> M
 
 def mixed_plans(config: DPBertConfig, mix: Mix, rows: int, seed: int) -> np.ndarray:
     """The mix's plans dealt out to rows at random; [N, L]."""
-    dear = _exact_mix(mix.share, rows, np.random.default_rng(seed))
+    dear = exact_mix(mix.share, rows, np.random.default_rng(seed))
     return _with_stem(config, np.where(dear[:, None] > 0, mix.dear, mix.cheap))
 
 
@@ -67,7 +67,7 @@ def best_static_plan(plans: np.ndarray, mean_losses: np.ndarray, gates: int) -> 
     return plans[among[mean_losses[among].argmin()]]
 
 
-def _exact_mix(mean: float, rows: int, random: np.random.Generator) -> np.ndarray:
+def exact_mix(mean: float, rows: int, random: np.random.Generator) -> np.ndarray:
     """Whole numbers in random order: the two around `mean`, as many of each as meet it; [N]."""
     low = int(np.floor(mean + 1e-9))
     above = round((mean - low) * rows)

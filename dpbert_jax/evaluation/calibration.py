@@ -26,11 +26,14 @@ def calibrate(
     params: Params,
     split: TokenizedSplit,
     *,
+    inputs: str,
     batch_size: int,
     max_seq_length: int,
     dtype: DTypeLike = jnp.float32,
 ) -> Calibration:
     """Thresholds for a grid of budgets, from the inputs of a split; labels are not looked at.
+
+    `inputs` names them in the run's config.
 
     The plan at a budget runs the gates whose logit is at least the threshold, so mean cost falls as
     the threshold rises, in steps of one gate of one row.
@@ -49,8 +52,8 @@ def calibrate(
     pad = config.bert.pad_token_id
     for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
         real = batch["weights"] > 0
-        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
-        logits.append(np.asarray(plan(params, inputs))[real])
+        tokens = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
+        logits.append(np.asarray(plan(params, tokens))[real])
     # What a row's largest logits buy, no threshold takes away: it decides on the others.
     fixed = config.stem_layers + config.min_gates
     descending = -np.sort(-np.concatenate(logits), axis=1)  # [N, P]
@@ -62,7 +65,7 @@ def calibrate(
     shares_run = gates * len(descending) / len(decided)
     thresholds = [max(threshold_for(decided, share), lowest) for share in shares_run]
     thresholds[-1] = lowest  # budget 1: every gate, on any input
-    return Calibration(tuple(map(float, grid)), tuple(thresholds))
+    return Calibration(tuple(map(float, grid)), tuple(thresholds), inputs)
 
 
 def threshold_for(gate_logits: np.ndarray, share: float) -> float:

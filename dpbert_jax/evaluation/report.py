@@ -143,6 +143,7 @@ def _calibrated(
         config,
         params,
         tokenize(task.splits[args.calibrate], tokenizer, length),
+        inputs=f"{task.spec.name} {args.calibrate}",
         batch_size=32,
         max_seq_length=length,
         dtype=jnp.bfloat16 if args.bf16 else jnp.float32,

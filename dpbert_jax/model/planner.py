@@ -7,7 +7,7 @@ because summaries of bare embeddings told it next to nothing about an input.
 The budget is no input of it: a layer runs where its logit reaches the threshold that belongs to the
 budget. So plans are nested, a larger budget runs all that a smaller one did, and the realised cost
 never falls as the budget rises. A planner that read the budget as well was no better
-(docs/results.md).
+(docs/experiments.md).
 """
 
 from typing import Any

@@ -66,6 +66,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         "model": str(run.folder),
         "task": run.task.spec.name,
         "seed": run.args.seed,
+        "thresholds_from": run.config.calibration.inputs if run.config.calibration else None,
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("jax", "flax", "numpy")},
@@ -92,13 +93,16 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         }
         report["points"] += [{"split": name, **point} for point in points]
         suffix = "" if len(run.task.spec.validation_splits) == 1 else f"_{name}"
-        title = f"{run.task.spec.name} {name} ({len(split)} inputs), one checkpoint"
+        title = (
+            f"{run.task.spec.name} {name} ({len(split)} inputs), one checkpoint, "
+            f"seed {run.args.seed}"
+        )
         plot_curve(
             folder / f"curve{suffix}.png",
             points,
             score(dense_metrics),
             title,
-            " and ".join(run.task.spec.metrics),
+            ("mean of " if len(dense_metrics) > 1 else "") + " and ".join(dense_metrics),
         )
         plot_layers_by_difficulty(
             folder / f"layers_by_difficulty{suffix}.png",
@@ -124,6 +128,7 @@ def _write(folder: Path, report: dict[str, Any]) -> None:
 
 def _print_table(report: dict[str, Any]) -> None:
     print(f"\n{report['model']}: {report['task']}, seed {report['seed']}")
+    print(f"thresholds from: {report['thresholds_from'] or 'not recorded'}")
     for name, split in report["splits"].items():
         found = ", ".join(f"{k} {v:.4f}" for k, v in split["dense_metrics"].items())
         print(f"{name}: {split['examples']} inputs; dense: {found}")

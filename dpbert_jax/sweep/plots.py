@@ -9,8 +9,11 @@ import matplotlib
 matplotlib.use("agg")  # files only: works without a display
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from dpbert_jax.sweep.points import Point
+
+CLOSE = 0.93  # share of the dense score that the second panel begins at
 
 # Learned plans in strong colours, controls muted; the same everywhere.
 STYLES: dict[str, dict[str, Any]] = {
@@ -52,8 +55,26 @@ def pareto_front(points: list[Point]) -> list[tuple[float, float]]:
 def plot_curve(
     path: Path, points: list[Point], dense_score: float, title: str, metric: str
 ) -> None:
-    """Every variant's scores against their measured mean costs, and the Pareto front."""
-    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+    """Every variant's scores against their measured mean costs, and the Pareto front of all.
+
+    The second panel is the first one's upper end: far off controls leave the others too close to
+    tell apart.
+    """
+    figure, (whole, close) = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained")
+    for axes in (whole, close):
+        _draw(axes, points, dense_score)
+        axes.set(xlabel="cost: share of the dense FLOPs, planner included", ylabel=metric)
+    whole.legend(fontsize=8)
+    top = max([dense_score, *(p["score"] for p in points if not math.isnan(p["score"]))])
+    if dense_score > 0:
+        close.set_ylim(CLOSE * dense_score, top + 0.05 * (top - CLOSE * dense_score))
+    close.set_title(f"from {CLOSE:.0%} of the dense score on", fontsize=10)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def _draw(axes: Axes, points: list[Point], dense_score: float) -> None:
     front = pareto_front([*points, {"cost": 1.0, "score": dense_score}])
     axes.step(
         *zip(*front, strict=True),
@@ -77,7 +98,3 @@ def plot_curve(
             )
     axes.plot([1.0], [dense_score], "s", color="tab:gray", markersize=9, label="dense BERT")
     axes.axhline(0.99 * dense_score, color="tab:gray", linestyle=":", label="99 % of dense")
-    axes.set(xlabel="cost: share of the dense FLOPs, planner included", ylabel=metric, title=title)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)

@@ -14,7 +14,13 @@ from dpbert_jax.baselines.early_exit import (
     patience_exits,
 )
 from dpbert_jax.baselines.fit import Run, mean_plan_losses
-from dpbert_jax.baselines.plans import best_mix, mixed_plans, random_plans, shuffled_plans
+from dpbert_jax.baselines.plans import (
+    best_mix,
+    exact_mix,
+    mixed_plans,
+    random_plans,
+    shuffled_plans,
+)
 from dpbert_jax.convert import load_run
 from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.errors import UserError
@@ -91,7 +97,7 @@ def run_split(
 
 
 def planned_points(args: SweepArguments, judge: Judge) -> tuple[list[Point], dict[float, Any]]:
-    """A point for each budget and rule; and the threshold rule's predictions by budget."""
+    """A point for each budget and rule; and the first rule's predictions by budget."""
     run = judge.run
     execute = make_executor("packed", run.config, run.params)
     points, by_budget = [], {}
@@ -174,7 +180,7 @@ def _exit_points(
 ) -> list[Point]:
     """Thresholds are fitted to the cost on the very split that is scored: to their advantage."""
     run = judge.run
-    config = run.teacher_config
+    config, lengths = run.teacher_config, judge.split.lengths
     logits = exit_logits(
         config,
         load_exits(folder),
@@ -182,15 +188,14 @@ def _exit_points(
         batch_size=run.args.per_device_eval_batch_size,
         max_seq_length=run.args.max_seq_length,
     )
-    length = round(float(judge.split.lengths.mean()))
 
     def predictions(exits: np.ndarray) -> Predictions:
         mask = np.arange(logits.shape[1]) <= exits[:, None]
         chosen = logits[np.arange(len(logits)), exits]
-        return Predictions(chosen, mask.astype(np.int8), exits_cost(config, exits, length), 0.0)
+        return Predictions(chosen, mask.astype(np.int8), exits_cost(config, exits, lengths), 0.0)
 
     def mean_cost(exits: np.ndarray) -> float:
-        return float(exits_cost(config, exits, length).mean())
+        return float(exits_cost(config, exits, lengths).mean())
 
     points = []
     for budget, made in planned.items():
@@ -226,5 +231,5 @@ def _mixed_patience(
     below = max(above - 1, 0)
     span = costs[above] - costs[below]
     share = np.clip((wanted - costs[below]) / span, 0, 1) if span else 1.0
-    taken = np.random.default_rng(0).random(len(logits)) < share
+    taken = exact_mix(share, len(logits), np.random.default_rng(0))
     return np.where(taken, every[above], every[below])

@@ -27,7 +27,7 @@ def plan_losses(
     """How far each plan's answer to each row is from the dense model's.
 
     Classification: KL from the teacher. Regression: squared error to the teacher. The labels are
-    not asked: with them planners came out no better (docs/results.md).
+    not asked: with them planners came out no better (docs/experiments.md).
     """
     logits, teacher = jnp.asarray(table.logits), jnp.asarray(teacher_logits)[:, None]
     if is_regression:

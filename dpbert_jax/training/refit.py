@@ -8,7 +8,7 @@ by its exact expected loss, with no sampling.
 A few hundred rows do not carry a free fit: a perceptron descending on that loss gave plans far
 worse than ones that ignore the input, and, stopped early, hardly better ones. What they carry is
 one step from those plans, along the steepest descent, as far as cross-validation follows it
-(docs/results.md).
+(docs/experiments.md).
 """
 
 import logging
@@ -76,7 +76,7 @@ def _blind_chain(
     """The best logits for all rows alike, before they are bounded.
 
     The best chain's order of layers, spread evenly, and from there downhill. Downhill from no
-    order at all ended far from the best one with 11 planned layers (docs/results.md).
+    order at all ended far from the best one with 11 planned layers (docs/experiments.md).
     """
     order = plans[best_chain(config, plans, mean_losses)].sum(axis=0)
     even = (CHAIN_SPACE * (order - order.mean())).astype(np.float32)

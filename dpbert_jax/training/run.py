@@ -245,6 +245,7 @@ def _calibrated(run: _Run, params: Params) -> DPBertConfig:
         run.config,
         params,
         run.rows.held_out,
+        inputs="rows held out of training",
         batch_size=run.args.per_device_eval_batch_size,
         max_seq_length=run.args.max_seq_length,
         dtype=compute_dtype(run.args),

@@ -93,6 +93,9 @@ def test_cost_counts_layers_and_the_exits_passed():
     cost = exits_cost(CONFIG, np.array([0, 1, 2]), 16)
     assert cost[0] == pytest.approx(1 / 3)
     assert 2 / 3 < cost[1] < 0.7 and 1 < cost[2] < 1.05
+    # Each row at its own length: a head weighs more beside few tokens.
+    short, long = exits_cost(CONFIG, np.array([2, 2]), np.array([4, 16]))
+    assert short > long == cost[2]
 
 
 def test_a_frozen_backbone_has_no_dropout(random_params, random_batch):

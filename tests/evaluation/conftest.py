@@ -19,5 +19,5 @@ def planned_model(planned_config, random_params, random_split):
 
     params = random_params(planned_config, seed=2)
     split = random_split(40, seed=1)
-    found = calibrate(planned_config, params, split, batch_size=40, max_seq_length=16)
+    found = calibrate(planned_config, params, split, inputs="x", batch_size=40, max_seq_length=16)
     return dataclasses.replace(planned_config, calibration=found), params

@@ -52,10 +52,10 @@ def test_mean_cost_is_the_budget_on_every_point_of_the_grid(planned_model, rando
     one_gate = 1 / (len(split) * config.bert.num_hidden_layers)
     for budget in config.calibration.budgets[:-1]:
         rule = resolve_rule(config, budget)
-        made = predict(execute, rule, config, split, batch_size=40, max_seq_length=16)
+        made = predict(execute, rule, config, split, inputs="x", batch_size=40, max_seq_length=16)
         assert made.cost.mean() == pytest.approx(budget, abs=one_gate)
     full = resolve_rule(config, 1.0)
-    made = predict(execute, full, config, split, batch_size=40, max_seq_length=16)
+    made = predict(execute, full, config, split, inputs="x", batch_size=40, max_seq_length=16)
     assert made.layer_mask.all()
     assert made.cost.mean() == pytest.approx(1 + planner_share(config, split.lengths).mean())
 
@@ -63,7 +63,7 @@ def test_mean_cost_is_the_budget_on_every_point_of_the_grid(planned_model, rando
 def test_thresholds_do_not_depend_on_the_batches(planned_model, random_split):
     config, params = planned_model
     split = random_split(40, seed=1)
-    other = calibrate(config, params, split, batch_size=16, max_seq_length=16)
+    other = calibrate(config, params, split, inputs="x", batch_size=16, max_seq_length=16)
     np.testing.assert_allclose(other.thresholds, config.calibration.thresholds, atol=1e-4)
     assert config.calibration.thresholds[-1] == -config.planner.logit_bound
 
@@ -74,7 +74,7 @@ def test_a_larger_budget_runs_all_that_a_smaller_one_did(planned_model, random_s
     planner = dataclasses.replace(config.planner, min_layers=2, min_budget=0.55)
     config = dataclasses.replace(config, planner=planner, calibration=None)
     rows, others = random_split(40, seed=1), random_split(60, seed=9)
-    found = calibrate(config, params, rows, batch_size=40, max_seq_length=16)
+    found = calibrate(config, params, rows, inputs="x", batch_size=40, max_seq_length=16)
     config = dataclasses.replace(config, calibration=found)
     execute, before = make_executor("masked", config, params), np.zeros((60, 4))
     for budget in (0.55, 0.6, 0.7, 0.8, 0.9, 1.0):
@@ -84,5 +84,5 @@ def test_a_larger_budget_runs_all_that_a_smaller_one_did(planned_model, random_s
         assert made.layer_mask.sum(axis=1).min() >= 2
         before = made.layer_mask
         if budget < 1:
-            own = predict(execute, rule, config, rows, batch_size=40, max_seq_length=16)
+            own = predict(execute, rule, config, rows, inputs="x", batch_size=40, max_seq_length=16)
             assert own.cost.mean() == pytest.approx(budget, abs=1 / 160 + 1e-6)

@@ -126,7 +126,8 @@ def test_calibration_on_another_split_is_written_to_the_run(tiny_run, tmp_path):
     after = read_config(folder).calibration
     load_run(str(folder))  # the checksums followed
     assert read_sums(folder) is not None
-    assert after != before and after.budgets == before.budgets
+    assert after.thresholds != before.thresholds and after.budgets == before.budgets
+    assert before.inputs == "rows held out of training" and after.inputs == "custom validation"
     assert result["cost"] == pytest.approx(0.7, abs=1 / 60 + 1e-6)  # one gate of one of 20 rows
     with pytest.raises(
         UserError, match=r"--calibrate served: this data has the splits \['validation'"
