@@ -52,10 +52,10 @@ def test_mean_cost_is_the_budget_on_every_point_of_the_grid(planned_model, rando
     one_gate = 1 / (len(split) * config.bert.num_hidden_layers)
     for budget in config.calibration.budgets[:-1]:
         rule = resolve_rule(config, budget)
-        made = predict(execute, rule, config, split, inputs="x", batch_size=40, max_seq_length=16)
+        made = predict(execute, rule, config, split, batch_size=40, max_seq_length=16)
         assert made.cost.mean() == pytest.approx(budget, abs=one_gate)
     full = resolve_rule(config, 1.0)
-    made = predict(execute, full, config, split, inputs="x", batch_size=40, max_seq_length=16)
+    made = predict(execute, full, config, split, batch_size=40, max_seq_length=16)
     assert made.layer_mask.all()
     assert made.cost.mean() == pytest.approx(1 + planner_share(config, split.lengths).mean())
 
@@ -84,5 +84,5 @@ def test_a_larger_budget_runs_all_that_a_smaller_one_did(planned_model, random_s
         assert made.layer_mask.sum(axis=1).min() >= 2
         before = made.layer_mask
         if budget < 1:
-            own = predict(execute, rule, config, rows, inputs="x", batch_size=40, max_seq_length=16)
+            own = predict(execute, rule, config, rows, batch_size=40, max_seq_length=16)
             assert own.cost.mean() == pytest.approx(budget, abs=1 / 160 + 1e-6)
