@@ -43,6 +43,19 @@ def compute_metrics(
         return {name: float(_METRICS[name](labels, predicted)) for name in names}
 
 
+def agreement(logits: np.ndarray, others: np.ndarray, is_regression: bool) -> float:
+    """How far two models say the same of a split's rows, whatever its labels.
+
+    The share of rows that get the same class; of scores their Pearson correlation.
+
+    Args:
+        logits, others: [N, C], of the same rows.
+    """
+    said = others[:, 0] if is_regression else others.argmax(axis=-1)
+    name = "pearson" if is_regression else "accuracy"
+    return compute_metrics([name], logits, said, is_regression)[name]
+
+
 def score(metrics: dict[str, float]) -> float:
     """One number for a task: the mean of its metrics, as on the GLUE leaderboard."""
     return math.fsum(metrics.values()) / len(metrics)

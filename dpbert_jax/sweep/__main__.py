@@ -41,6 +41,7 @@ COLUMNS = (
     "score",
     "score_deviation",
     "score_kept",
+    "agreement",
     "mean_layers",
     "cost",
     "distinct_plans",
@@ -132,7 +133,18 @@ def _print_table(report: dict[str, Any]) -> None:
     for name, split in report["splits"].items():
         found = ", ".join(f"{k} {v:.4f}" for k, v in split["dense_metrics"].items())
         print(f"{name}: {split['examples']} inputs; dense: {found}")
-    head = ["variant", "budget", "score", "+-", "kept", "layers", "cost", "plans", "latency"]
+    head = [
+        "variant",
+        "budget",
+        "score",
+        "+-",
+        "kept",
+        "agrees",
+        "layers",
+        "cost",
+        "plans",
+        "latency",
+    ]
     rows = [_cells(point) for point in report["points"]]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in [head, *rows]:
@@ -148,6 +160,7 @@ def _cells(point: Point) -> list[str]:
         f"{point['score']:.4f}",
         "" if deviation is None else f"{deviation:.4f}",
         f"{100 * point['score_kept']:.1f} %",
+        f"{point['agreement']:.4f}",
         f"{point['mean_layers']:.2f}",
         f"{point['cost']:.3f}",
         str(point["distinct_plans"]),

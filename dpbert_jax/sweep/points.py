@@ -25,7 +25,7 @@ from dpbert_jax.convert import load_run
 from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import Predictions, predict
-from dpbert_jax.evaluation.metrics import compute_metrics, score, share_kept
+from dpbert_jax.evaluation.metrics import agreement, compute_metrics, score, share_kept
 from dpbert_jax.inference import Executor, Rule, make_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.run_folder import BASELINES
@@ -49,6 +49,10 @@ class Judge(NamedTuple):
         assert self.split.labels is not None
         return compute_metrics(spec.metrics, logits, self.split.labels, spec.is_regression)
 
+    def agreement(self, logits: np.ndarray) -> float:
+        """With the dense model's answers."""
+        return agreement(logits, self.dense.logits, self.run.task.spec.is_regression)
+
     def point(self, variant: str, budget: float | None, made: Iterable[Predictions]) -> Point:
         """The mean over draws of a variant, with the standard deviation of its score."""
         draws = list(made)
@@ -63,6 +67,7 @@ class Judge(NamedTuple):
             "score_kept": share_kept(
                 float(np.mean(scores)), score(self.metrics(self.dense.logits))
             ),
+            "agreement": float(np.mean([self.agreement(draw.logits) for draw in draws])),
             "mean_layers": float(np.mean([draw.layer_mask.sum(axis=1).mean() for draw in draws])),
             "cost": float(np.mean([draw.cost.mean() for draw in draws])),
             "distinct_plans": max(len(np.unique(draw.layer_mask, axis=0)) for draw in draws),

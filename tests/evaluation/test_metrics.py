@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from dpbert_jax.evaluation.metrics import compute_metrics, score, share_kept
+from dpbert_jax.evaluation.metrics import agreement, compute_metrics, score, share_kept
 
 # true positives 3, false positives 1, false negatives 2, true negatives 4
 LABELS = np.array([1, 1, 1, 0, 1, 1, 0, 0, 0, 0])
@@ -62,6 +62,13 @@ def test_a_single_class_warns_of_nothing(only):
     names, classes = ("accuracy", "f1", "matthews_correlation"), np.full(5, only)
     found = compute_metrics(names, one_hot(classes), classes, False)
     assert found == {"accuracy": 1, "f1": only, "matthews_correlation": 0}
+
+
+def test_agreement_is_of_classes_or_the_correlation_of_scores():
+    assert agreement(one_hot(PREDICTED), one_hot(LABELS), False) == 0.7  # whatever their margins
+    scores = np.array([[0.1], [0.4], [0.3]], np.float32)
+    assert agreement(2 * scores + 1, scores, True) == pytest.approx(1)
+    assert agreement(-scores, scores, True) == pytest.approx(-1)
 
 
 def test_a_tasks_score_is_the_mean_of_its_metrics():

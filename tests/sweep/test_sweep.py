@@ -53,6 +53,7 @@ def test_every_variant_has_its_points(swept):
     for variant in ("random", "shuffled", "mix"):
         assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85]
     assert [point["mean_layers"] for point in of(report, "static")] == [2.0]
+    assert all(0 <= point["agreement"] <= 1 for point in report["points"])
 
 
 @pytest.mark.parametrize("variant", ["threshold", "top_k"])
