@@ -103,8 +103,9 @@ def _read_split(folder: str, report: dict[str, Any], split: str) -> Sweep:
 
 
 def _with_score(point: Point) -> Point:
+    agreement = _with_nan({"agreement": point["agreement"]})
     metrics = _with_nan(point["metrics"])
-    return {**point, "metrics": metrics, "score": score(metrics)}
+    return {**point, **agreement, "metrics": metrics, "score": score(metrics)}
 
 
 def _with_nan(metrics: dict[str, float | None]) -> dict[str, float]:
@@ -157,10 +158,13 @@ def seed_table(sweeps: Sweeps) -> str:
     return _markdown(["task, metrics", "seed", "dense", *(f"{b:g}" for b in budgets)], rows)
 
 
-def controls_table(sweeps: Sweeps) -> str:
-    """Mean scores at the planned points' cost, and each seed's lead over a control, in points.
+def controls_table(sweeps: Sweeps, measure: str = "score") -> str:
+    """Means at the planned points' cost, and each seed's lead over a control, in points.
 
     A control that only some seeds have is given no mean: it would be one of other runs.
+
+    Args:
+        measure: "score", or "agreement" with the dense model's answers, whatever the labels say.
     """
     known = {name for seeds in sweeps.values() for seed in seeds for name, _ in seed.controls}
     names = [name for name in CONTROLS if name in known]
@@ -168,15 +172,16 @@ def controls_table(sweeps: Sweeps) -> str:
     for task, seeds in sweeps.items():
         for budget in seeds[0].planned:
             learned = [seed.planned[budget] for seed in seeds]
-            scores, leads = [], []
+            means, leads = [], []
             for name in names:
                 control = [seed.controls.get((name, budget)) for seed in seeds]
-                scores.append(_mean_score(control))
-                leads.append(", ".join(map(_lead, learned, control)) if any(control) else NOTHING)
+                means.append(_mean(control, measure))
+                over = (_lead(*pair, measure) for pair in zip(learned, control, strict=True))
+                leads.append(", ".join(over) if any(control) else NOTHING)
             if set(leads) - {NOTHING}:  # at a budget of 1 every layer runs: no control of plans
                 cost = f"{np.mean([point['cost'] for point in learned]):.3f}"
-                head = [task, f"{budget:g}", cost, f"**{_mean_score(learned)}**"]
-                rows.append([*head, *scores, *leads])
+                head = [task, f"{budget:g}", cost, f"**{_mean(learned, measure)}**"]
+                rows.append([*head, *means, *leads])
     return _markdown(
         ["task", "budget", "cost", "learned", *names, *(f"over {name}" for name in names)], rows
     )
@@ -208,15 +213,15 @@ def _kept(seed: Sweep, point: Point) -> float:
     return 100 * share_kept(point["score"], score(seed.dense))
 
 
-def _mean_score(points: Sequence[Point | None]) -> str:
-    present = [point["score"] for point in points if point]
+def _mean(points: Sequence[Point | None], measure: str) -> str:
+    present = [point[measure] for point in points if point]
     return f"{np.mean(present):.4f}" if len(present) == len(points) else NOTHING
 
 
-def _lead(point: Point, control: Point | None) -> str:
+def _lead(point: Point, control: Point | None, measure: str) -> str:
     if not control:
         return NOTHING
-    return f"{round(100 * (point['score'] - control['score']), 1) + 0.0:+.1f}"  # no -0.0
+    return f"{round(100 * (point[measure] - control[measure]), 1) + 0.0:+.1f}"  # no -0.0
 
 
 def _over_seeds(values: Sequence[float], form: str) -> str:
@@ -240,6 +245,7 @@ def main() -> None:
         "Kept of the dense score, in %": kept_table(sweeps),
         "Each seed": seed_table(sweeps),
         "Controls at the same cost; leads in points, each seed": controls_table(sweeps),
+        "Agreement with the dense model, likewise": controls_table(sweeps, "agreement"),
     }
     if any(seed.static for seeds in sweeps.values() for seed in seeds):
         tables["Static models"] = static_table(sweeps)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -16,7 +17,7 @@ from dpbert_jax.sweep.seeds import (
 )
 
 
-def point(variant, budget, metrics, cost=0.6, layers=4.0, split="validation"):
+def point(variant, budget, metrics, cost=0.6, layers=4.0, split="validation", agreement=0.9):
     names = ("accuracy", "f1")[: len(metrics)]
     return {
         "split": split,
@@ -25,6 +26,7 @@ def point(variant, budget, metrics, cost=0.6, layers=4.0, split="validation"):
         "metrics": dict(zip(names, metrics, strict=True)),
         "cost": cost,
         "mean_layers": layers,
+        "agreement": agreement,
     }
 
 
@@ -46,13 +48,13 @@ def folders(tmp_path):
         point("threshold", 0.6, (0.7, 0.8), cost=0.59),
         point("threshold", 1.0, (0.8, 0.9), cost=1.0),
         point("top_k", 0.6, (0.1, 0.1)),
-        point("mix", 0.6, (0.69, 0.77)),
+        point("mix", 0.6, (0.69, 0.77), agreement=0.88),
         point("static", None, (0.7, 0.7), cost=0.5, layers=3.0),
     ]
     other = [
         point("threshold", 0.6, (0.6, 0.7), cost=0.61),
         point("threshold", 1.0, (0.6, 0.8), cost=1.0),
-        point("mix", 0.6, (0.61, 0.71)),
+        point("mix", 0.6, (0.61, 0.71), agreement=0.91),
     ]
     alone = [point("threshold", 0.5, (0.5,)), point("threshold", 1.0, (None,), cost=1.0)]
     return [
@@ -90,6 +92,19 @@ def test_leads_over_a_control_are_those_of_the_first_plan_rule(folders):
     assert body(controls_table(read_sweeps(folders))) == [
         ["mrpc", "0.6", "0.600", "**0.7000**", "0.6950", "+2.0, -1.0"]
     ]
+
+
+def test_agreement_leads_as_scores_do(folders):
+    assert body(controls_table(read_sweeps(folders), "agreement")) == [
+        ["mrpc", "0.6", "0.600", "**0.9000**", "0.8950", "+2.0, -1.0"]
+    ]
+
+
+def test_an_undefined_agreement_is_no_crash(tmp_path):
+    # Scores that are all the same correlate with nothing.
+    points = [point("threshold", 0.6, (0.5,)), {**point("mix", 0.6, (0.4,)), "agreement": None}]
+    sweeps = read_sweeps([written(tmp_path / "stsb", "stsb", 42, (0.5,), points)])
+    assert body(controls_table(sweeps, "agreement"))[0][4:] == ["nan", "+nan"]
 
 
 def test_a_control_that_one_seed_lacks_has_its_leads_and_no_mean(folders, tmp_path):
@@ -145,4 +160,5 @@ def test_prints_the_tables_of_the_folders_named(folders, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["seeds", *folders])
     main()
     printed = capsys.readouterr().out
-    assert printed.index("| 96.4 ± 5.1 |") < printed.index("**0.7000**") < printed.index("Static")
+    for earlier, later in pairwise(["| 96.4 ± 5.1 |", "**0.7000**", "**0.9000**", "Static"]):
+        assert printed.index(earlier) < printed.index(later)
