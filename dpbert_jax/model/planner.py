@@ -13,6 +13,7 @@ never falls as the budget rises. A planner that read the budget as well was no b
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -72,4 +73,7 @@ def summarise(
     normal = centred / jnp.sqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
     summary = normal.reshape(pair.shape[0], -1)
     summary = summary * summary.shape[-1] ** -0.5  # unit norm
-    return jnp.concatenate([summary, jnp.log2(length / 32.0)], axis=-1)
+    # The barrier changes no number. Without it XLA fuses the concatenation, and its compiler
+    # for CUDA then fails (jax 0.11.2: "Reshape input and output shapes must be the same").
+    parts = jax.lax.optimization_barrier([summary, jnp.log2(length / 32.0)])
+    return jnp.concatenate(parts, axis=-1)
