@@ -74,6 +74,6 @@ def summarise(
     summary = normal.reshape(pair.shape[0], -1)
     summary = summary * summary.shape[-1] ** -0.5  # unit norm
     # The barrier changes no number. Without it XLA fuses the concatenation, and its compiler
-    # for CUDA then fails (jax 0.11.2: "Reshape input and output shapes must be the same").
+    # for CUDA then fails (jax 0.10.2, 0.11.2: "Reshape input and output shapes must be the same").
     parts = jax.lax.optimization_barrier([summary, jnp.log2(length / 32.0)])
     return jnp.concatenate(parts, axis=-1)
