@@ -12,6 +12,13 @@ from typing import Any
 
 from dpbert_jax.errors import UserError
 from dpbert_jax.integrity import verify, write_whole
+from dpbert_jax.problem import (
+    MULTI_LABEL,
+    PROBLEM_TYPES,
+    REGRESSION,
+    SINGLE_LABEL,
+    ProblemType,
+)
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
@@ -36,7 +43,7 @@ class BertConfig:
     pad_token_id: int = 0
     num_labels: int = 2
     labels: tuple[str, ...] | None = None  # class names in id order; None where there are none
-    is_regression: bool = False
+    problem_type: ProblemType = SINGLE_LABEL
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -57,6 +64,14 @@ class BertConfig:
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def is_regression(self) -> bool:
+        return self.problem_type == REGRESSION
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.problem_type == MULTI_LABEL
 
 
 @dataclass(frozen=True)
@@ -159,11 +174,11 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
         fields |= {"labels": None if generic else ordered, "num_labels": len(ordered)}
     # Hugging Face's rule: one output means regression unless the config says otherwise.
     problem = values.get("problem_type") or (
-        "regression" if fields.get("num_labels") == 1 else "single_label_classification"
+        REGRESSION if fields.get("num_labels") == 1 else SINGLE_LABEL
     )
-    if problem not in ("regression", "single_label_classification"):
-        raise UserError(f"{where}: problem_type '{problem}' is not supported.")
-    fields["is_regression"] = problem == "regression"
+    if problem not in PROBLEM_TYPES:
+        raise UserError(f"{where}: problem_type '{problem}' is not one of {list(PROBLEM_TYPES)}.")
+    fields["problem_type"] = problem
     extra = values.get("dpbert")
     try:
         bert = BertConfig(**fields)
@@ -188,14 +203,13 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
 def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
     """The contents of a `config.json`; the inverse of `from_hf_dict`."""
     values = dataclasses.asdict(config.bert)
-    labels, is_regression = values.pop("labels"), values.pop("is_regression")
+    labels = values.pop("labels")
     names = labels or [f"LABEL_{i}" for i in range(values.pop("num_labels"))]
     values.pop("num_labels", None)
     values |= {
         "architectures": ["BertForSequenceClassification"],
         "model_type": "bert",
         "position_embedding_type": "absolute",
-        "problem_type": "regression" if is_regression else "single_label_classification",
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }

@@ -30,7 +30,10 @@ CONFIGS = {
     "calibrated": DPBertConfig(TINY, PlannerConfig(), GRID),
     "labels": DPBertConfig(replace(TINY, num_labels=3, labels=("no", "maybe", "yes"))),
     "eleven": DPBertConfig(replace(TINY, num_labels=11, labels=tuple("abcdefghijk"))),
-    "regression": DPBertConfig(replace(TINY, num_labels=1, is_regression=True)),
+    "regression": DPBertConfig(replace(TINY, num_labels=1, problem_type="regression")),
+    "labels of a row": DPBertConfig(
+        replace(TINY, num_labels=3, problem_type="multi_label_classification")
+    ),
     "other": DPBertConfig(replace(BERT_BASE, hidden_act="relu", classifier_dropout=0.3)),
 }
 

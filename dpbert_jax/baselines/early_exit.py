@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from safetensors.numpy import load_file
+from scipy.special import entr, expit, log_softmax
 
 from dpbert_jax.baselines.fit import Run, fit
 from dpbert_jax.config import BertConfig, DPBertConfig
@@ -38,6 +39,7 @@ from dpbert_jax.model.bert import (
     fold_rows,
 )
 from dpbert_jax.model.cost import Length, layer_flops
+from dpbert_jax.problem import MULTI_LABEL, SINGLE_LABEL, ProblemType, answers
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.training.objective import row_losses, score_sums
 from dpbert_jax.training.rows import compute_dtype
@@ -99,9 +101,9 @@ def exit_loss(
     model: Any = EarlyExitBert(config.bert, dtype)
     frozen = method == "deebert"
     logits = model.apply({"params": params}, *inputs, row_keys, frozen)
-    each = jax.vmap(
-        lambda x: row_losses(x, batch["labels"], None, config.bert.is_regression), 1, 1
-    )(logits)  # [B, L]
+    each = jax.vmap(lambda x: row_losses(x, batch["labels"], None, config.bert.problem_type), 1, 1)(
+        logits
+    )  # [B, L]
     layers = config.bert.num_hidden_layers
     if frozen:
         weights = (jnp.arange(layers) < layers - 1).astype(jnp.float32)  # the last is the teacher's
@@ -114,7 +116,7 @@ def exit_loss(
         "loss": loss,
         "rows": rows,
         "layers": rows * layers,
-        **score_sums(logits[:, -1], batch["labels"], batch["weights"], config.bert.is_regression),
+        **score_sums(logits[:, -1], batch["labels"], batch["weights"], config.bert.problem_type),
     }
 
 
@@ -163,25 +165,38 @@ def exit_logits(
     return logits
 
 
-def entropy_exits(logits: Float[np.ndarray, "N L C"], threshold: float) -> Int[np.ndarray, " N"]:
-    """DeeBERT: the first layer whose entropy is below the threshold, else the last."""
-    shifted = logits - logits.max(axis=2, keepdims=True)
-    log_probs = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
-    sure = -(np.exp(log_probs) * log_probs).sum(axis=2) < threshold
+def entropy_exits(
+    logits: Float[np.ndarray, "N L C"], threshold: float, problem_type: ProblemType = SINGLE_LABEL
+) -> Int[np.ndarray, " N"]:
+    """DeeBERT: the first layer whose entropy is below the threshold, else the last.
+
+    Of several labels the entropy is the mean over them, each a choice of two: ours, the paper has
+    classes only.
+    """
+    if problem_type == MULTI_LABEL:
+        yes = expit(logits)
+        entropy = (entr(yes) + entr(1 - yes)).mean(axis=2)
+    else:
+        log_probs = log_softmax(logits, axis=2)
+        entropy = -(np.exp(log_probs) * log_probs).sum(axis=2)
+    sure = entropy < threshold
     sure[:, -1] = True
     return sure.argmax(axis=1)
 
 
 def patience_exits(
-    logits: Float[np.ndarray, "N L C"], patience: int, tolerance: float | None
+    logits: Float[np.ndarray, "N L C"],
+    patience: int,
+    tolerance: float | None,
+    problem_type: ProblemType = SINGLE_LABEL,
 ) -> Int[np.ndarray, " N"]:
     """PABEE: the layer at which `patience` answers in a row agreed with the one before.
 
-    `tolerance` is the regression's; None: classes.
+    `tolerance` is the regression's; None: classes, or sets of labels.
     """
     if tolerance is None:
-        answer = logits.argmax(axis=2)
-        agrees = answer[:, 1:] == answer[:, :-1]
+        answer = answers(logits, problem_type).reshape(*logits.shape[:2], -1)
+        agrees = (answer[:, 1:] == answer[:, :-1]).all(axis=2)
     else:
         agrees = np.abs(np.diff(logits[:, :, 0], axis=1)) < tolerance
     count, layers = np.zeros(len(logits), int), logits.shape[1]

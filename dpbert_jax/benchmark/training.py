@@ -78,7 +78,7 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
         read_config(source).bert,
         num_labels=task.spec.num_labels,
         labels=task.spec.labels,
-        is_regression=task.spec.is_regression,
+        problem_type=task.spec.problem_type,
     )
     if bert.is_regression:
         raise UserError(f"{task.spec.name} has scores for labels: name a task with classes.")

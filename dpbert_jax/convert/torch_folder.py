@@ -48,9 +48,9 @@ def save_card(folder: Path, config: DPBertConfig) -> None:
     """Adds the model card: what the model does, its budgets, how to call it."""
     assert config.planner is not None
     bert, planner = config.bert, config.planner
-    head = "regression" if bert.is_regression else f"classes {', '.join(bert.labels or ())}"
-    if not bert.is_regression and bert.labels is None:
-        head = f"{bert.num_labels} classes"
+    kind = "labels (any number of them)" if bert.is_multi_label else "classes"
+    head = f"{kind} {', '.join(bert.labels)}" if bert.labels else f"{bert.num_labels} {kind}"
+    head = "regression" if bert.is_regression else head
     rule = "" if config.calibration else ', plan_rule="top_k"'
     text = f"""---
 library_name: transformers

@@ -16,7 +16,8 @@ LENGTH_BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MAX_CHUNK_SLOTS = 2**16  # tokens and padding of a chunk: 200 MB of hidden states at hidden size 768
 
 # input_ids, attention_mask, token_type_ids: int32 [B, S]
-# labels: int32 [B] class ids or float32 [B] scores; absent from an unlabelled split
+# labels: int32 [B] class ids, float32 [B] scores or float32 [B, C] of 0 and 1; absent from an
+#     unlabelled split
 # weights: float32 [B], 1 for a row of the split and 0 for padding
 # indices: int32 [B], row number in the split, -1 for padding
 Batch = dict[str, np.ndarray]
@@ -159,5 +160,6 @@ def _build(split: TokenizedSplit, length: int, indices: np.ndarray, pad_token_id
         "indices": indices,
     }
     if split.labels is not None:
-        batch["labels"] = np.where(real, split.labels[indices], 0).astype(split.labels.dtype)
+        batch["labels"] = split.labels[indices]
+        batch["labels"][~real] = 0
     return batch

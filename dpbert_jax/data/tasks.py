@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dpbert_jax.problem import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
+
 REGRESSION_METRICS = ("pearson", "spearmanr")
 
 
@@ -20,8 +22,16 @@ class TaskSpec:
     name: str  # a GLUE name, "docstrings", or "custom" for a user's own files
     text_columns: tuple[str, ...]  # one or two
     labels: tuple[str, ...] | None  # class names in id order; None: regression
-    metrics: tuple[str, ...]  # of accuracy, f1, matthews_correlation, pearson, spearmanr
+    metrics: tuple[str, ...]  # names of `evaluation.metrics`
     validation_splits: tuple[str, ...] = ("validation",)
+    multi_label: bool = False  # a row has any number of the classes, not one
+    positive: int = 1  # the class that F1 is of
+
+    @property
+    def problem_type(self) -> ProblemType:
+        if self.labels is None:
+            return REGRESSION
+        return MULTI_LABEL if self.multi_label else SINGLE_LABEL
 
     @property
     def is_regression(self) -> bool:
@@ -39,7 +49,8 @@ class Examples:
 
     text_a: list[str]
     text_b: list[str] | None  # None: single-sentence task
-    labels: np.ndarray | None  # int32 [N] class ids, float32 [N] scores; None: unlabelled
+    # int32 [N] class ids, float32 [N] scores, float32 [N, C] of 0 and 1; None: unlabelled
+    labels: np.ndarray | None
 
     def __post_init__(self) -> None:
         columns = [self.text_b, self.labels]
@@ -73,13 +84,19 @@ class TaskData:
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
 
-def custom_spec(text_columns: tuple[str, ...], labels: tuple[str, ...] | None) -> TaskSpec:
+def custom_spec(
+    text_columns: tuple[str, ...], labels: tuple[str, ...] | None, multi_label: bool = False
+) -> TaskSpec:
     """The task that a user's own files define."""
     if labels is None:
         metrics = REGRESSION_METRICS
+    elif multi_label:
+        metrics = ("f1_micro", "f1_macro")
+    elif len(labels) == 2:
+        metrics = ("accuracy", "f1", "f1_macro")
     else:
-        metrics = ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
-    return TaskSpec("custom", text_columns, labels, metrics)
+        metrics = ("accuracy", "f1_macro")
+    return TaskSpec("custom", text_columns, labels, metrics, multi_label=multi_label)
 
 
 def canonical_name(name: str) -> str:

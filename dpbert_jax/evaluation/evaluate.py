@@ -99,7 +99,7 @@ def summarise(
     `score_kept` is the share of the dense model's score, where a score is the mean of the task's
     metrics.
     """
-    metrics = compute_metrics(spec.metrics, predictions.logits, labels, spec.is_regression)
+    metrics = compute_metrics(spec, predictions.logits, labels)
     return {
         "metrics": metrics,
         "dense_metrics": dense_metrics,

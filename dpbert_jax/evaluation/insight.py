@@ -3,11 +3,11 @@
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
 from sklearn.metrics import mutual_info_score
 
 from dpbert_jax.config import BertConfig
 from dpbert_jax.data import TokenizedSplit
+from dpbert_jax.problem import probabilities
 
 BINS = 5
 PERMUTATIONS = 20
@@ -16,13 +16,16 @@ PERMUTATIONS = 20
 def difficulty(split: TokenizedSplit, dense_logits: np.ndarray, bert: BertConfig) -> np.ndarray:
     """How hard the dense model found each row; [N].
 
-    Classes: one less its confidence, the probability of the class that it predicts. Regression: its
-    absolute error, for which the rows need labels.
+    Classes: one less its confidence, the probability of the class that it predicts; of several
+    labels the mean over them. Regression: its absolute error, for which the rows need labels.
     """
     if bert.is_regression:
         assert split.labels is not None
         return np.abs(dense_logits[:, 0] - split.labels)
-    return 1 - np.exp(log_softmax(dense_logits, axis=1).max(axis=1))
+    each = probabilities(dense_logits, bert.problem_type)
+    if bert.is_multi_label:
+        return np.minimum(each, 1 - each).mean(axis=1)
+    return 1 - each.max(axis=1)
 
 
 def insight(
@@ -45,7 +48,7 @@ def insight(
         ),
     }
     if split.labels is not None:
-        properties["label"] = _bins(split.labels) if bert.is_regression else split.labels
+        properties["label"] = _bins(split.labels) if bert.is_regression else _numbered(split.labels)
     random = np.random.default_rng(0)
     shuffled = [random.permutation(plans) for _ in range(PERMUTATIONS)]
     return {
@@ -60,6 +63,11 @@ def insight(
             for name, values in properties.items()
         },
     }
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    """A number for each class, or for each set of labels [N, C]."""
+    return np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _bits(one: np.ndarray, other: np.ndarray) -> float:

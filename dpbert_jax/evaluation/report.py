@@ -92,9 +92,7 @@ def evaluate(subject: Subject, args: EvalArguments) -> list[Result]:
         if split.labels is None:
             raise UserError(f"The split '{name}' has no labels to score against.")
         dense = run_dense(Rule(1.0, float("-inf"), config.num_gates), split, f"{name} dense")
-        dense_metrics = compute_metrics(
-            task.spec.metrics, dense.logits, split.labels, task.spec.is_regression
-        )
+        dense_metrics = compute_metrics(task.spec, dense.logits, split.labels)
         for rule in rules:
             made = run(rule, split, f"{name} {rule.budget:g}")
             plans[rule.budget] = made.layer_mask

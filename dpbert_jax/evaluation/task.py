@@ -47,8 +47,9 @@ def load_task_of(args: EvalArguments, config: DPBertConfig) -> TaskData:
         on_bad_row=args.on_bad_row or "error",
     )
     spec = task.spec
-    if (spec.num_labels, spec.is_regression) != (bert.num_labels, bert.is_regression):
+    if (spec.num_labels, spec.problem_type) != (bert.num_labels, bert.problem_type):
         kind = "a regression" if bert.is_regression else f"{bert.num_labels} classes"
+        kind = f"{bert.num_labels} labels, any number a row" if bert.is_multi_label else kind
         raise UserError(f"The model was trained for {kind}, which task '{spec.name}' is not.")
     missing = [name for name in spec.validation_splits if name not in task.splits]
     if missing:

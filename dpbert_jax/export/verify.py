@@ -103,7 +103,7 @@ def _compare(
 def _score(logits: np.ndarray, split: TokenizedSplit, spec: TaskSpec) -> float | None:
     if split.labels is None:
         return None
-    return score(compute_metrics(spec.metrics, logits, split.labels, spec.is_regression))
+    return score(compute_metrics(spec, logits, split.labels))
 
 
 def on_edge(config: DPBertConfig, gate_logits: np.ndarray, rule: Rule) -> np.ndarray:

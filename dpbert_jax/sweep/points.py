@@ -28,6 +28,7 @@ from dpbert_jax.evaluation.evaluate import Predictions, predict
 from dpbert_jax.evaluation.metrics import agreement, compute_metrics, score, share_kept
 from dpbert_jax.inference import Executor, Rule, make_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
+from dpbert_jax.problem import ProblemType
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.sweep.arguments import TRAINED, SweepArguments
 
@@ -47,11 +48,11 @@ class Judge(NamedTuple):
     def metrics(self, logits: np.ndarray) -> dict[str, float]:
         spec = self.run.task.spec
         assert self.split.labels is not None
-        return compute_metrics(spec.metrics, logits, self.split.labels, spec.is_regression)
+        return compute_metrics(spec, logits, self.split.labels)
 
     def agreement(self, logits: np.ndarray) -> float:
         """With the dense model's answers."""
-        return agreement(logits, self.dense.logits, self.run.task.spec.is_regression)
+        return agreement(logits, self.dense.logits, self.run.task.spec.problem_type)
 
     def point(self, variant: str, budget: float | None, made: Iterable[Predictions]) -> Point:
         """The mean over draws of a variant, with the standard deviation of its score."""
@@ -186,6 +187,7 @@ def _exit_points(
     """Thresholds are fitted to the cost on the very split that is scored: to their advantage."""
     run = judge.run
     config, lengths = run.teacher_config, judge.split.lengths
+    problem = config.bert.problem_type
     logits = exit_logits(
         config,
         load_exits(folder),
@@ -206,11 +208,11 @@ def _exit_points(
     for budget, made in planned.items():
         wanted = float(made.cost.mean())
         if method == "deebert":
-            exits = _bisected(lambda t: entropy_exits(logits, t), mean_cost, wanted)
+            exits = _bisected(lambda t: entropy_exits(logits, t, problem), mean_cost, wanted)
         elif config.bert.is_regression:
             exits = _bisected(lambda t: patience_exits(logits, 1, t), mean_cost, wanted)
         else:
-            exits = _mixed_patience(logits, mean_cost, wanted)
+            exits = _mixed_patience(logits, problem, mean_cost, wanted)
         points.append(judge.point(method, budget, [predictions(exits)]))
     return points
 
@@ -227,10 +229,14 @@ def _bisected(
 
 
 def _mixed_patience(
-    logits: np.ndarray, mean_cost: Callable[[np.ndarray], float], wanted: float
+    logits: np.ndarray,
+    problem_type: ProblemType,
+    mean_cost: Callable[[np.ndarray], float],
+    wanted: float,
 ) -> np.ndarray:
     """Patience is a whole number: two of them, dealt out to rows at random, meet the cost."""
-    every = [patience_exits(logits, patience, None) for patience in range(1, logits.shape[1])]
+    patiences = range(1, logits.shape[1])
+    every = [patience_exits(logits, each, None, problem_type) for each in patiences]
     costs = np.array([mean_cost(exits) for exits in every])
     above = min(int(np.searchsorted(costs, wanted)), len(costs) - 1)
     below = max(above - 1, 0)

@@ -60,7 +60,7 @@ class BestEpoch:
             warm_up=False,
         )
         spec, labels = self._spec, self._split.labels
-        found = score(compute_metrics(spec.metrics, made.logits, labels, spec.is_regression))
+        found = score(compute_metrics(spec, made.logits, labels))
         hosts.on_main(lambda: self._keep(found, done, params))
 
     def _keep(self, found: float, done: int, params: Params) -> None:

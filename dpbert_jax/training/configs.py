@@ -22,7 +22,7 @@ def dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertCo
         found.bert,
         num_labels=spec.num_labels,
         labels=spec.labels,
-        is_regression=spec.is_regression,
+        problem_type=spec.problem_type,
     )
     if args.teacher:
         if found.planner:
@@ -30,9 +30,9 @@ def dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertCo
                 f"--teacher {source} has a planner already; name a dense model, such as the "
                 "`teacher` folder inside a run."
             )
-        same_head = (found.bert.num_labels, found.bert.is_regression) == (
+        same_head = (found.bert.num_labels, found.bert.problem_type) == (
             spec.num_labels,
-            spec.is_regression,
+            spec.problem_type,
         )
         if not same_head or (found.bert.labels and found.bert.labels != spec.labels):
             raise UserError(

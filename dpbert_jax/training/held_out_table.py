@@ -17,21 +17,27 @@ from dpbert_jax.evaluation.plan_bank import (
 from dpbert_jax.evaluation.plan_table import PlanTable, make_table
 from dpbert_jax.model import Params
 from dpbert_jax.model.planner import judge
+from dpbert_jax.problem import MULTI_LABEL, REGRESSION, ProblemType
+from dpbert_jax.training.objective import label_divergence
 
 SCREENING_ROWS = 128
 
 
 def plan_losses(
-    table: PlanTable, teacher_logits: Float[np.ndarray, "N C"], is_regression: bool
+    table: PlanTable, teacher_logits: Float[np.ndarray, "N C"], problem_type: ProblemType
 ) -> Float[np.ndarray, "N K"]:
     """How far each plan's answer to each row is from the dense model's.
 
-    Classification: KL from the teacher. Regression: squared error to the teacher. The labels are
-    not asked: with them planners came out no better (docs/experiments.md).
+    Classification: KL from the teacher, of several labels the mean over them. Regression: squared
+    error to the teacher. The labels are not asked: with them planners came out no better
+    (docs/experiments.md).
     """
     logits, teacher = jnp.asarray(table.logits), jnp.asarray(teacher_logits)[:, None]
-    if is_regression:
+    if problem_type == REGRESSION:
         return np.asarray(jnp.square(logits - teacher)[..., 0])
+    if problem_type == MULTI_LABEL:
+        every = jnp.broadcast_to(teacher, logits.shape)
+        return np.asarray(label_divergence(logits, every))
     kl = optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(teacher))
     return np.asarray(kl)
 
@@ -51,7 +57,7 @@ def held_out_table(
     depth, and the best chain, among chains drawn by the planner's mean logits, screened on a few
     rows.
     """
-    regression = config.bert.is_regression
+    problem = config.bert.problem_type
     if config.num_gates <= EXHAUSTIVE_GATES:
         plans = all_plans(config)
     else:
@@ -66,7 +72,7 @@ def held_out_table(
         preference = judge(config, params["planner"], jnp.asarray(probe.features)).mean(axis=0)
         drawn = drawn_plans(config, np.asarray(preference), seed)
         screened = make_table(config, params, few, drawn, max_seq_length=max_seq_length)
-        losses = plan_losses(screened, teacher_logits[: len(few)], regression)
+        losses = plan_losses(screened, teacher_logits[: len(few)], problem)
         plans = best_of_each_depth(config, drawn, losses.mean(axis=0))
     table = make_table(config, params, split, plans, max_seq_length=max_seq_length)
-    return table, plan_losses(table, teacher_logits, regression)
+    return table, plan_losses(table, teacher_logits, problem)

@@ -23,6 +23,7 @@ from dpbert_jax.model.gates import (
     meet_share,
     straight_through_gates,
 )
+from dpbert_jax.problem import MULTI_LABEL, REGRESSION, ProblemType
 
 StageName = Literal["dense", "joint", "final"]
 
@@ -45,27 +46,46 @@ def row_losses(
     logits: Float[Array, "B C"],
     labels: Array,
     teacher_logits: Float[Array, "B C"] | None,
-    is_regression: bool,
+    problem_type: ProblemType,
 ) -> Float[Array, " B"]:
     """Task loss of each row, mixed with distillation where there is a teacher.
 
     Classification: cross-entropy, and KL from the teacher at temperature 2 (Hinton et al.,
-    1503.02531). Regression: squared errors to label and to teacher.
+    1503.02531); of several labels the mean over them, each a choice of two. Regression: squared
+    errors to label and to teacher.
+
+    Args:
+        labels: [B] class ids or scores, or [B, C] of 0 and 1.
     """
-    if is_regression:
+    warmth = DISTILLATION_TEMPERATURE
+    if problem_type == REGRESSION:
         task = jnp.square(logits[:, 0] - labels)
         if teacher_logits is None:
             return task
         distilled = jnp.square(logits - teacher_logits)[:, 0]
+    elif problem_type == MULTI_LABEL:
+        task = optax.sigmoid_binary_cross_entropy(logits, labels).mean(axis=-1)
+        if teacher_logits is None:
+            return task
+        distilled = warmth**2 * label_divergence(logits / warmth, teacher_logits / warmth)
     else:
         task = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         if teacher_logits is None:
             return task
-        warmth = DISTILLATION_TEMPERATURE
         distilled = warmth**2 * optax.kl_divergence(
             jax.nn.log_softmax(logits / warmth), jax.nn.softmax(teacher_logits / warmth)
         )
     return (1 - DISTILLATION_SHARE) * task + DISTILLATION_SHARE * distilled
+
+
+def label_divergence(
+    logits: Float[Array, "*N C"], teacher_logits: Float[Array, "*N C"]
+) -> Float[Array, "*N"]:
+    """KL from the teacher's to the student's choice for each label, mean over the labels."""
+    teacher = jax.nn.sigmoid(teacher_logits)
+    yes = jax.nn.log_sigmoid(teacher_logits) - jax.nn.log_sigmoid(logits)
+    no = jax.nn.log_sigmoid(-teacher_logits) - jax.nn.log_sigmoid(-logits)
+    return (teacher * yes + (1 - teacher) * no).mean(axis=-1)
 
 
 def share_of_gates(
@@ -199,24 +219,30 @@ def stage_loss(
         out = final_forward(model, params, batch, row_keys)
 
     weights = batch["weights"]
-    regression = config.bert.is_regression
-    losses = row_losses(out.logits, batch["labels"], batch.get("teacher_logits"), regression)
+    problem = config.bert.problem_type
+    losses = row_losses(out.logits, batch["labels"], batch.get("teacher_logits"), problem)
     loss = jnp.sum(weights * losses) / total
     layers = config.stem_layers + out.gates.sum(axis=-1)
     sums = {
         "loss": loss,
         "rows": weights.sum(),
         "layers": jnp.sum(weights * layers),
-        **score_sums(out.logits, batch["labels"], weights, regression),
+        **score_sums(out.logits, batch["labels"], weights, problem),
     }
     return loss, sums
 
 
 def score_sums(
-    logits: Array, labels: Array, weights: Array, is_regression: bool
+    logits: Array, labels: Array, weights: Array, problem_type: ProblemType
 ) -> dict[str, Array]:
-    """Sums from which a running accuracy, or a running Pearson correlation, is read."""
-    if not is_regression:
+    """Sums from which a running accuracy, or a running Pearson correlation, is read.
+
+    Of several labels, the accuracy is the share of them that is right.
+    """
+    if problem_type == MULTI_LABEL:
+        right = ((logits > 0) == (labels > 0)).mean(axis=-1)
+        return {"correct": jnp.sum(weights * right)}
+    if problem_type != REGRESSION:
         return {"correct": jnp.sum(weights * (logits.argmax(axis=-1) == labels))}
     x, y = logits[:, 0], labels
     moments = {"x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}

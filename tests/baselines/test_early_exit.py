@@ -20,6 +20,7 @@ from dpbert_jax.baselines.early_exit import (
 from dpbert_jax.config import TINY, DPBertConfig
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.inference import make_executor, resolve_rule
+from dpbert_jax.problem import MULTI_LABEL
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=3))
 
@@ -80,6 +81,15 @@ def test_entropy_leaves_at_the_first_sure_exit(answers, leaves):
 )
 def test_patience_counts_agreements_in_a_row(answers, patience, leaves):
     assert patience_exits(certain(*answers), patience, None).tolist() == [leaves]
+
+
+def test_several_labels_leave_by_all_of_them():
+    sure, torn = [9.0, -9.0, -9.0], [9.0, -9.0, 0.0]
+    logits = np.array([[torn, sure, sure]])
+    assert entropy_exits(logits, 0.1, MULTI_LABEL).tolist() == [1]
+    other = np.array([[[9.0, -9.0, 1.0], sure, sure, sure]])  # one class leads all along
+    assert patience_exits(other, 1, None, MULTI_LABEL).tolist() == [2]
+    assert patience_exits(other, 1, None).tolist() == [1]
 
 
 def test_patience_for_scores_goes_by_a_tolerance():

@@ -30,7 +30,7 @@ def test_string_labels_make_sorted_classes(tmp_path: Path):
     assert task.spec.name == "custom"
     assert task.spec.labels == ("neg", "pos")
     assert task.spec.text_columns == ("text",)
-    assert task.spec.metrics == ("accuracy", "f1")
+    assert task.spec.metrics == ("accuracy", "f1", "f1_macro")
     assert task.splits["train"].text_b is None
     assert labels_of(task, "train") == [1, 0]
     assert labels_of(task, "validation") == [1]

@@ -18,8 +18,9 @@ def test_the_nine_tasks_of_glue():
 
 
 def test_metrics_of_own_tasks_follow_from_the_labels():
-    assert custom_spec(("text",), ("no", "yes")).metrics == ("accuracy", "f1")
-    assert custom_spec(("text",), ("a", "b", "c")).metrics == ("accuracy",)
+    assert custom_spec(("text",), ("no", "yes")).metrics == ("accuracy", "f1", "f1_macro")
+    assert custom_spec(("text",), ("a", "b", "c")).metrics == ("accuracy", "f1_macro")
+    assert custom_spec(("text",), ("a", "b"), True).metrics == ("f1_micro", "f1_macro")
     assert custom_spec(("text",), None).metrics == ("pearson", "spearmanr")
 
 

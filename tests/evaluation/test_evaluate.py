@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpbert_jax.data.tasks import custom_spec
+from dpbert_jax.data.tasks import GLUE_TASKS, custom_spec
 from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
 from dpbert_jax.inference import Executor, make_executor, resolve_rule
 from dpbert_jax.model.cost import planner_share
@@ -78,7 +78,7 @@ def test_summary_by_hand():
         cost=np.array([0.25, 1.0, 0.5, 0.25], np.float32),
         seconds=1.5,
     )
-    spec = custom_spec(("text",), ("no", "yes"))
+    spec = GLUE_TASKS["mrpc"]
     dense = {"accuracy": 1.0, "f1": 1.0}
     labels = np.array([0, 1, 1, 1], np.int32)
     assert summarise(predictions, spec, labels, dense) == {

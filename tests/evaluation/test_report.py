@@ -48,7 +48,7 @@ def test_several_budgets(tiny_run, tmp_path, capsys):
     for result in written:
         assert set(result) >= FIELDS
         assert (result["split"], result["examples"]) == ("validation", 20)
-        assert set(result["metrics"]) == {"accuracy", "f1"}
+        assert set(result["metrics"]) == {"accuracy", "f1", "f1_macro"}
         assert len(result["layer_frequency"]) == result["num_layers"] == 3
         assert sum(result["layer_frequency"]) == pytest.approx(result["mean_layers"], abs=1e-5)
     full, planned = written

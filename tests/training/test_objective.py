@@ -7,17 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import log_softmax, rel_entr, softmax
+from scipy.special import expit, log_softmax, rel_entr, softmax
 
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.model import DPBert
 from dpbert_jax.model.bert import fold_rows
+from dpbert_jax.problem import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dpbert_jax.training.objective import (
     final_forward,
     joint_forward,
     planned_rows,
     row_losses,
+    score_sums,
     share_of_gates,
     stage_loss,
 )
@@ -63,7 +65,7 @@ LABELS = np.array([0, 1, 2, 1, 0], np.int32)
 
 
 def test_cross_entropy_by_hand(logits):
-    losses = row_losses(jnp.asarray(logits[0]), jnp.asarray(LABELS), None, False)
+    losses = row_losses(jnp.asarray(logits[0]), jnp.asarray(LABELS), None, SINGLE_LABEL)
     wanted = -log_softmax(logits[0], axis=1)[np.arange(5), LABELS]
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
 
@@ -71,7 +73,9 @@ def test_cross_entropy_by_hand(logits):
 def test_distillation_by_hand(logits):
     """Half cross-entropy, half KL(teacher || student) at temperature 2, times its square."""
     student, teacher = logits
-    losses = row_losses(jnp.asarray(student), jnp.asarray(LABELS), jnp.asarray(teacher), False)
+    losses = row_losses(
+        jnp.asarray(student), jnp.asarray(LABELS), jnp.asarray(teacher), SINGLE_LABEL
+    )
     cross_entropy = -log_softmax(student, axis=1)[np.arange(5), LABELS]
     divergence = rel_entr(softmax(teacher / 2, axis=1), softmax(student / 2, axis=1)).sum(axis=1)
     np.testing.assert_allclose(losses, 0.5 * cross_entropy + 0.5 * 4 * divergence, rtol=1e-5)
@@ -79,19 +83,34 @@ def test_distillation_by_hand(logits):
 
 def test_a_student_that_is_its_teacher_has_no_distillation_loss(logits):
     same = jnp.asarray(logits[0])
-    task = row_losses(same, jnp.asarray(LABELS), None, False)
+    task = row_losses(same, jnp.asarray(LABELS), None, SINGLE_LABEL)
     np.testing.assert_allclose(
-        row_losses(same, jnp.asarray(LABELS), same, False), task / 2, rtol=1e-5
+        row_losses(same, jnp.asarray(LABELS), same, SINGLE_LABEL), task / 2, rtol=1e-5
     )
+
+
+def test_several_labels_by_hand(logits):
+    """Each label is a choice of two; the loss is their mean."""
+    student, teacher = logits
+    labels = np.random.default_rng(1).integers(0, 2, (5, 3)).astype(np.float32)
+    task = -np.log(np.where(labels > 0, expit(student), expit(-student))).mean(axis=1)
+    found = row_losses(jnp.asarray(student), jnp.asarray(labels), None, MULTI_LABEL)
+    np.testing.assert_allclose(found, task, rtol=1e-5)
+    yes, said = expit(teacher / 2), expit(student / 2)
+    divergence = (rel_entr(yes, said) + rel_entr(1 - yes, 1 - said)).mean(axis=1)
+    found = row_losses(jnp.asarray(student), jnp.asarray(labels), jnp.asarray(teacher), MULTI_LABEL)
+    np.testing.assert_allclose(found, 0.5 * task + 0.5 * 4 * divergence, rtol=1e-4)
+    sums = score_sums(jnp.asarray(student), jnp.asarray(labels), jnp.ones(5), MULTI_LABEL)
+    assert float(sums["correct"]) == pytest.approx(5 * ((student > 0) == labels).mean())
 
 
 def test_regression_by_hand(logits):
     student, teacher = logits[:, :, :1]
     scores = np.array([0.5, 1.5, -2.0, 0.0, 5.0], np.float32)
     task = (student[:, 0] - scores) ** 2
-    found = row_losses(jnp.asarray(student), jnp.asarray(scores), None, True)
+    found = row_losses(jnp.asarray(student), jnp.asarray(scores), None, REGRESSION)
     np.testing.assert_allclose(found, task, rtol=1e-5)
-    found = row_losses(jnp.asarray(student), jnp.asarray(scores), jnp.asarray(teacher), True)
+    found = row_losses(jnp.asarray(student), jnp.asarray(scores), jnp.asarray(teacher), REGRESSION)
     np.testing.assert_allclose(found, (task + (student - teacher)[:, 0] ** 2) / 2, rtol=1e-5)
 
 
