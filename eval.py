@@ -9,7 +9,7 @@ from dpbert_jax.evaluation.report import evaluate_run
 
 
 def main() -> None:
-    evaluate_run(parse(EvalArguments, __doc__))
+    evaluate_run(parse(EvalArguments, __doc__, script="eval.py"))
 
 
 if __name__ == "__main__":

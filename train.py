@@ -10,7 +10,7 @@ from dpbert_jax.training.run import train
 
 
 def main() -> None:
-    train(parse(TrainArguments, __doc__))
+    train(parse(TrainArguments, __doc__, script="train.py"))
 
 
 if __name__ == "__main__":

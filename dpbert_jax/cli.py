@@ -10,6 +10,7 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from dpbert_jax.errors import UserError
+from dpbert_jax.run_glue import without_run_glue
 
 
 def flag(default: Any, text: str) -> Any:
@@ -22,13 +23,17 @@ def parse(
     description: str | None,
     argv: Sequence[str] | None = None,
     positional: str | None = None,
+    script: str | None = None,
 ) -> Any:
     """Parses flags into the dataclass; argparse itself exits with 2 on what it cannot read.
 
     Args:
+        script: train.py or eval.py, whose flags are run_glue's: it answers those that it lacks.
         positional: the flag whose value may also stand first, bare.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if script:
+        argv = without_run_glue(argv, script)
     if positional and argv and not argv[0].startswith("-"):
         argv.insert(0, f"--{positional}")
     parser = HfArgumentParser(arguments, description=description, allow_abbrev=False)  # type: ignore[arg-type]

@@ -66,6 +66,11 @@ class BertConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """A name for every output: Hugging Face's LABEL_0, LABEL_1, ... where nobody gave any."""
+        return self.labels or tuple(f"LABEL_{i}" for i in range(self.num_labels))
+
+    @property
     def is_regression(self) -> bool:
         return self.problem_type == REGRESSION
 
@@ -203,9 +208,9 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
 def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
     """The contents of a `config.json`; the inverse of `from_hf_dict`."""
     values = dataclasses.asdict(config.bert)
-    labels = values.pop("labels")
-    names = labels or [f"LABEL_{i}" for i in range(values.pop("num_labels"))]
-    values.pop("num_labels", None)
+    names = config.bert.label_names
+    for name in ("labels", "num_labels"):
+        values.pop(name)
     values |= {
         "architectures": ["BertForSequenceClassification"],
         "model_type": "bert",

@@ -38,6 +38,11 @@ class TaskSpec:
         return self.labels is None
 
     @property
+    def f1_class(self) -> str | None:
+        """The class that F1 is of, where it is of one."""
+        return self.labels[self.positive] if self.labels and "f1" in self.metrics else None
+
+    @property
     def num_labels(self) -> int:
         """Width of the output layer: the number of classes, or 1 for regression."""
         return 1 if self.labels is None else len(self.labels)

@@ -1,9 +1,12 @@
 """The flags of `eval.py`, named as in Hugging Face's run_glue where it has them."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dpbert_jax.cli import flag
 from dpbert_jax.errors import UserError
+
+ANSWER_FILES = (".csv", ".tsv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,15 @@ class EvalArguments:
         None, "Default: 1 with cond, 32 with chunked and masked; packed: 512 at once."
     )
     bf16: bool = flag(False, "Compute in bfloat16.")
+    predict_file: str | None = flag(
+        None, "Rows to answer, in the run's text columns; labels are not looked at."
+    )
+    output_file: str | None = flag(
+        None,
+        "Write the answers here, a row each: label, probabilities, layers and cost; csv, tsv or "
+        "jsonl.",
+    )
+    do_eval: bool = flag(False, "With --predict_file: score the validation rows as well.")
     json: str | None = flag(
         None, "Write the figures here: an object, or a list for several budgets or splits."
     )
@@ -56,3 +68,11 @@ class EvalArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value}, but must be at least 1.")
+        if (self.predict_file is None) != (self.output_file is None):
+            raise UserError("--predict_file and --output_file belong together: give both.")
+        if self.predict_file and len(self.budget) > 1:
+            raise UserError("--predict_file is answered at one --budget, not at several.")
+        if self.output_file and Path(self.output_file).suffix.lower() not in ANSWER_FILES:
+            raise UserError(
+                f"--output_file {self.output_file}: must end in one of {', '.join(ANSWER_FILES)}."
+            )

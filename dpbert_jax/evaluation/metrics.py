@@ -77,5 +77,13 @@ def score(metrics: dict[str, float]) -> float:
 
 
 def share_kept(value: float, dense: float) -> float:
-    """A score's share of the dense model's; NaN where that is 0."""
-    return value / dense if dense else math.nan
+    """A score's share of the dense model's; NaN where that is 0 or, as correlations can be, below.
+
+    Of -0.01 even a better score would be a share below 0, and a worse one a share above 1.
+    """
+    return value / dense if dense > 0 else math.nan
+
+
+def percent(share: float) -> str:
+    """A share as tables print it."""
+    return "undefined" if math.isnan(share) else f"{100 * share:.1f} %"

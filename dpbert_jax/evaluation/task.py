@@ -30,7 +30,7 @@ def with_run_defaults(args: EvalArguments, folder: Path) -> EvalArguments:
     return dataclasses.replace(args, **changes)
 
 
-def load_task_of(args: EvalArguments, config: DPBertConfig) -> TaskData:
+def load_task_of(args: EvalArguments, config: DPBertConfig, labelled: bool = True) -> TaskData:
     """The data that the flags name.
 
     Raises:

@@ -18,9 +18,9 @@ from dpbert_jax.cli import parse, run_script
 from dpbert_jax.data import tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.insight import difficulty, insight
-from dpbert_jax.evaluation.metrics import score
+from dpbert_jax.evaluation.metrics import percent, score
 from dpbert_jax.evaluation.plots import plot_layers_by_difficulty
-from dpbert_jax.evaluation.report import without_nan
+from dpbert_jax.evaluation.table import metric_titles, without_nan
 from dpbert_jax.inference.rules import check_budget
 from dpbert_jax.sweep.arguments import SweepArguments
 from dpbert_jax.sweep.plots import plot_curve
@@ -87,6 +87,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         report["splits"][name] = {
             "examples": len(split),
             "dense_metrics": dense_metrics,
+            "f1_class": run.task.spec.f1_class,
             "insight": {
                 f"{budget:g}": insight(made.layer_mask, split, judge.dense.logits, run.config.bert)
                 for budget, made in planned.items()
@@ -131,7 +132,9 @@ def _print_table(report: dict[str, Any]) -> None:
     print(f"\n{report['model']}: {report['task']}, seed {report['seed']}")
     print(f"thresholds from: {report['thresholds_from'] or 'not recorded'}")
     for name, split in report["splits"].items():
-        found = ", ".join(f"{k} {v:.4f}" for k, v in split["dense_metrics"].items())
+        titles = metric_titles(split["dense_metrics"], split["f1_class"])
+        values = split["dense_metrics"].values()
+        found = ", ".join(f"{k} {v:.4f}" for k, v in zip(titles, values, strict=True))
         print(f"{name}: {split['examples']} inputs; dense: {found}")
     head = [
         "variant",
@@ -159,7 +162,7 @@ def _cells(point: Point) -> list[str]:
         "-" if point["budget"] is None else f"{point['budget']:g}",
         f"{point['score']:.4f}",
         "" if deviation is None else f"{deviation:.4f}",
-        f"{100 * point['score_kept']:.1f} %",
+        percent(point["score_kept"]),
         f"{point['agreement']:.4f}",
         f"{point['mean_layers']:.2f}",
         f"{point['cost']:.3f}",

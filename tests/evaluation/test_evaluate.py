@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from dpbert_jax.data.tasks import GLUE_TASKS, custom_spec
+from dpbert_jax.evaluation import evaluate
 from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
 from dpbert_jax.inference import Executor, make_executor, resolve_rule
-from dpbert_jax.model.cost import planner_share
+from dpbert_jax.model.cost import plan_cost, planner_share
 from dpbert_jax.model.dpbert import DPBertOutput
 
 ROWS = 23
@@ -62,6 +63,26 @@ def test_neither_batch_size_nor_executor_changes_a_prediction(other, by_batch_si
     assert found.seconds > 0
 
 
+def test_seconds_are_the_executors_and_nothing_elses(planned_config, random_split, monkeypatch):
+    """By a clock that only the executor moves, and by whole seconds."""
+    now = [0.0]
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: now[0])
+
+    def slow(batch, rule, forced):
+        now[0] += 1.0
+        return echo(batch, rule, forced)
+
+    def counted(*args):
+        now[0] += 100.0  # what a cost's compilation took, once
+        return plan_cost(*args)
+
+    monkeypatch.setattr(evaluate, "plan_cost", counted)
+    execute, split = Executor("cond", planned_config, slow), random_split(ROWS, longest=32)
+    rule = resolve_rule(planned_config, 1.0)
+    made = predict(execute, rule, planned_config, split, batch_size=4, max_seq_length=32)
+    assert made.seconds == -(-ROWS // 4)  # batches; those of the warm-up are not counted
+
+
 def test_cost_is_layers_and_planner_over_the_dense_encoder(
     by_batch_size, planned_config, random_split
 ):
@@ -84,6 +105,7 @@ def test_summary_by_hand():
     assert summarise(predictions, spec, labels, dense) == {
         "metrics": {"accuracy": 0.75, "f1": pytest.approx(0.8)},
         "dense_metrics": dense,
+        "f1_class": "equivalent",
         "score": pytest.approx(0.775),
         "score_kept": pytest.approx(0.775),
         "mean_layers": 1.75,

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import rankdata
 
 from dpbert_jax.data import TaskSpec
-from dpbert_jax.evaluation.metrics import agreement, compute_metrics, score, share_kept
+from dpbert_jax.evaluation.metrics import agreement, compute_metrics, percent, score, share_kept
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 # true positives 3, false positives 1, false negatives 2, true negatives 4
@@ -108,3 +108,5 @@ def test_a_tasks_score_is_the_mean_of_its_metrics():
 def test_nothing_is_a_share_of_a_dense_score_of_zero():
     assert share_kept(0.6, 0.8) == pytest.approx(0.75)
     assert math.isnan(share_kept(0.1, 0.0))
+    assert math.isnan(share_kept(-0.04, -0.01))  # no 431 % of a correlation below 0
+    assert (percent(math.nan), percent(0.98765)) == ("undefined", "98.8 %")

@@ -13,7 +13,8 @@ from dpbert_jax.data.tasks import GLUE_TASKS
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation import task
 from dpbert_jax.evaluation.arguments import EvalArguments
-from dpbert_jax.evaluation.report import _write_json, evaluate_run
+from dpbert_jax.evaluation.report import evaluate_run
+from dpbert_jax.evaluation.table import TIMED_ROWS, print_table, write_json
 from dpbert_jax.integrity import read_sums
 
 FIELDS = {
@@ -58,6 +59,18 @@ def test_several_budgets(tiny_run, tmp_path, capsys):
         assert (plots / name).read_bytes().startswith(b"\x89PNG")
     table = capsys.readouterr().out
     assert "dense" in table and "0.75" in table and "3.00/3" in table
+
+
+def test_the_table_says_of_which_class_f1_is_and_when_rows_are_too_few_to_time(tiny_run, capsys):
+    (result,) = evaluate(tiny_run, budget=[1.0])
+    assert "f1 (positive)" in capsys.readouterr().out and result["f1_class"] == "positive"
+    for rows, shown in ((TIMED_ROWS - 1, "-"), (TIMED_ROWS, "50 %")):
+        timed = {"executor": "packed", "examples": rows, "seconds": 1.0, "dense_seconds": 2.0}
+        print_table([{**result, **timed, "score_kept": math.nan}])
+        table = capsys.readouterr().out
+        assert ("too few rows" in table) == (shown == "-")
+        last = table.splitlines()[-1].split("  ")
+        assert last[-1].strip() == shown and "undefined" in table
 
 
 def test_one_budget_is_an_object(tiny_run, tmp_path):
@@ -113,7 +126,7 @@ def test_sizes_below_one_are_refused(flag, value):
 
 def test_json_has_null_where_a_figure_is_undefined(tmp_path):
     path = tmp_path / "eval.json"
-    _write_json(path, [{"score": math.nan, "metrics": {"pearson": math.nan}, "cost": 0.5}])
+    write_json(path, [{"score": math.nan, "metrics": {"pearson": math.nan}, "cost": 0.5}])
     found = json.loads(path.read_text())
     assert found == {"score": None, "metrics": {"pearson": None}, "cost": 0.5}
 

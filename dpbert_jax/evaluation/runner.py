@@ -1,0 +1,48 @@
+"""A model run over splits as the flags of `eval.py` have it."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.data import TokenizedSplit
+from dpbert_jax.evaluation.arguments import EvalArguments
+from dpbert_jax.evaluation.evaluate import Predictions, predict
+from dpbert_jax.inference import AUTO, Executor, Rule, make_executor, pick_executor
+from dpbert_jax.inference.packed import CHUNK_ROWS
+from dpbert_jax.model import Params
+
+BATCH_SIZES = {"cond": 1, "masked": 32, "chunked": 32, "packed": CHUNK_ROWS}
+
+
+class Runner(NamedTuple):
+    """A function from a rule and a split to its predictions."""
+
+    executor: str
+    batch_size: int
+    max_seq_length: int
+    execute: Executor
+
+    def __call__(self, rule: Rule, split: TokenizedSplit, progress: str) -> Predictions:
+        return predict(
+            self.execute,
+            rule,
+            self.execute.config,
+            split,
+            batch_size=self.batch_size,
+            max_seq_length=self.max_seq_length,
+            progress=progress,
+        )
+
+
+def make_runner(args: EvalArguments, config: DPBertConfig, params: Params) -> Runner:
+    """Executor, batch size, length and compute type of the flags."""
+    name, rows = args.executor, args.per_device_eval_batch_size
+    name = pick_executor(rows) if name == AUTO else name
+    execute = make_executor(name, config, params, compute_dtype(args), chunk_size=args.chunk_size)
+    rows = rows or BATCH_SIZES[name]
+    return Runner(name, rows, args.max_seq_length or 128, execute)
+
+
+def compute_dtype(args: EvalArguments) -> Any:
+    return jnp.bfloat16 if args.bf16 else jnp.float32
