@@ -1,16 +1,8 @@
-"""Scores a run at one or several budgets, with the layers that a plan leaves out really skipped.
+"""`dpbert eval` from a checkout: only hands its flags on."""
 
-Only parses flags; the work is dpbert_jax.evaluation.report.
-"""
+import sys
 
-from dpbert_jax.cli import parse, run_script
-from dpbert_jax.evaluation.arguments import EvalArguments
-from dpbert_jax.evaluation.report import evaluate_run
-
-
-def main() -> None:
-    evaluate_run(parse(EvalArguments, __doc__, script="eval.py"))
-
+from dpbert_jax.cli import main
 
 if __name__ == "__main__":
-    run_script(main)
+    main(["eval", *sys.argv[1:]])

@@ -1,17 +1,8 @@
-"""Fine-tunes a pretrained BERT together with a planner that chooses layers for every input.
+"""`dpbert train` from a checkout: only hands its flags on."""
 
-Only parses flags; the run itself is dpbert_jax.training.run.
-"""
+import sys
 
-import dpbert_jax.allocator  # noqa: F401  before NumPy and JAX: see there
-from dpbert_jax.cli import parse, run_script
-from dpbert_jax.training.arguments import TrainArguments
-from dpbert_jax.training.run import train
-
-
-def main() -> None:
-    train(parse(TrainArguments, __doc__, script="train.py"))
-
+from dpbert_jax.cli import main
 
 if __name__ == "__main__":
-    run_script(main)
+    main(["train", *sys.argv[1:]])

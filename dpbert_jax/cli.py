@@ -1,74 +1,59 @@
-"""What the command-line scripts share: flags into a dataclass, user errors into exit code 2."""
+"""The command `dpbert`: a verb, and its flags."""
 
-import dataclasses
-import logging
+import importlib
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
-from transformers import HfArgumentParser
-
-from dpbert_jax.errors import UserError
-from dpbert_jax.run_glue import without_run_glue
+from collections.abc import Sequence
+from typing import NamedTuple
 
 
-def flag(default: Any, text: str) -> Any:
-    """A field of an arguments dataclass: a flag with its default and its line of help."""
-    return dataclasses.field(default=default, metadata={"help": text})
+class Verb(NamedTuple):
+    """Where a verb's `main` is, what it does, and whether it trains."""
+
+    module: str
+    summary: str
+    trains: bool = False
 
 
-def parse(
-    arguments: type,
-    description: str | None,
-    argv: Sequence[str] | None = None,
-    positional: str | None = None,
-    script: str | None = None,
-) -> Any:
-    """Parses flags into the dataclass; argparse itself exits with 2 on what it cannot read.
-
-    Args:
-        script: train.py or eval.py, whose flags are run_glue's: it answers those that it lacks.
-        positional: the flag whose value may also stand first, bare.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if script:
-        argv = without_run_glue(argv, script)
-    if positional and argv and not argv[0].startswith("-"):
-        argv.insert(0, f"--{positional}")
-    parser = HfArgumentParser(arguments, description=description, allow_abbrev=False)  # type: ignore[arg-type]
-    # Unknown flags come first: a misspelt one is seldom what the dataclass finds missing.
-    return arguments(**vars(parser.parse_args(argv)))
+VERBS = {
+    "train": Verb("training.command", "fine-tune a BERT together with its planner", True),
+    "eval": Verb("evaluation.command", "score a run at budgets, or answer a file's rows"),
+    "baselines": Verb("study.baselines", "train static models and early exits of a run", True),
+    "sweep": Verb("study.sweep", "a run's whole curve, beside controls at the same cost"),
+    "seeds": Verb("study.seeds", "means and deviations over the sweeps of several seeds"),
+    "export": Verb("export.command", "write a run for PyTorch, ONNX or StableHLO"),
+    "benchmark": Verb("benchmark.command", "time what skipping is worth, beside other runtimes"),
+    "benchmark-training": Verb("benchmark.training", "time a training step beside PyTorch", True),
+    "stack": Verb("hub.stack", "derive a deeper BERT by repeating all layers"),
+}
 
 
-def unused_folder(path: str, flag_name: str) -> Path:
-    """The folder that a flag names, which must not hold anything yet.
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a verb with the flags after it; what it cannot do is one sentence and exit code 2."""
+    verb, *flags = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(usage())
+        return
+    if verb == "--version":
+        from importlib.metadata import version
 
-    Raises:
-        UserError: it does, or it is a file.
-    """
-    folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{flag_name} {folder} is in use: name a folder that is new or empty.")
-    return folder
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's main function.
-
-    A user's mistake is one sentence and exit code 2, Ctrl-C is exit code 130.
-    """
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    for handler in logging.getLogger().handlers:  # orbax's import may have set up one of its own
-        if type(handler) is logging.StreamHandler:
-            handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.getLogger("dpbert_jax").setLevel(logging.INFO)
-    # Orbax logs the traceback of what it raises too; what it raises is told in a sentence.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"dpbert-jax {version('dpbert-jax')}")
+        return
+    if verb not in VERBS:
+        print(f"error: '{verb}' is not one of {', '.join(VERBS)}.", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    if VERBS[verb].trains:
+        import dpbert_jax.allocator  # noqa: F401  before NumPy and JAX: see there
+    from dpbert_jax.flags import run_script
+
+    sys.argv = [f"dpbert {verb}", *flags]  # what argparse calls the program by
+    run_script(importlib.import_module(f"dpbert_jax.{VERBS[verb].module}").main)
+
+
+def usage() -> str:
+    """What `dpbert --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return (
+        "usage: dpbert VERB FLAGS, or dpbert VERB --help\n\n"
+        f"BERT whose layers a planner chooses for every input.\n\n{verbs}"
+    )

@@ -8,7 +8,7 @@ from dpbert_jax.errors import UserError
 
 TEACHER = "teacher"  # the dense model of stage 1, a plain Hugging Face BERT folder
 BEST = "best"  # the model of the best epoch so far, with --keep_best
-BASELINES = "baselines"  # what `python -m dpbert_jax.baselines` trained for the run
+BASELINES = "baselines"  # what `dpbert baselines` trained for the run
 TRAIN_CONFIG = "train_config.json"
 RESOLVED = "resolved"  # in it, what followed from the flags and the devices
 SKIPPED_ROWS = "skipped_rows.txt"  # there only where rows were skipped

@@ -43,7 +43,7 @@ VOCABULARY = "the a cat dog sat ran on mat in sun and it was film walk good bad"
 @pytest.fixture(scope="session")
 def random_params() -> Callable:
     """Parameters for a config, drawn large: with BERT's own initial 0.02 every plan looks alike."""
-    from dpbert_jax.model import init_params
+    from dpbert_jax.policies.dpbert import init_params
 
     def draw(config, seed=0):
         random = np.random.default_rng(seed)
@@ -101,8 +101,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertTokenizer
 
     from dpbert_jax.config import TINY, DPBertConfig
-    from dpbert_jax.convert import save_folder
-    from dpbert_jax.model import init_params
+    from dpbert_jax.hub import save_folder
+    from dpbert_jax.policies.dpbert import init_params
 
     folder = tmp_path_factory.mktemp("pretrained")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *VOCABULARY.split()]

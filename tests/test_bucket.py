@@ -5,8 +5,8 @@ import json
 import pytest
 
 from dpbert_jax.bucket import CACHE, BucketFolder, is_url
-from dpbert_jax.convert import load_run
 from dpbert_jax.errors import UserError
+from dpbert_jax.hub import load_run
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.run import train
 

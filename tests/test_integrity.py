@@ -8,10 +8,10 @@ import pytest
 from transformers import BertTokenizer
 
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
-from dpbert_jax.convert import huggingface, load_params, load_run, load_tokenizer, save_folder
-from dpbert_jax.convert.torch_folder import save_torch_folder
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.formats import FORMATS, Model, load_artifact, write_artifact
+from dpbert_jax.export.torch_folder import save_torch_folder
+from dpbert_jax.hub import huggingface, load_params, load_run, load_tokenizer, save_folder
 from dpbert_jax.integrity import SUMS, inside, read_sums, seal, update_sums, verify
 
 CONFIG = DPBertConfig(TINY, PlannerConfig(hidden_size=8), Calibration((0.4, 1.0), (0.2, -6.0)))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dpbert_jax.convert.huggingface import WEIGHTS
+from dpbert_jax.hub.folders import WEIGHTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OUTPUT = ["--output_dir", "{tmp}/run"]

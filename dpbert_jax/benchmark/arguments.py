@@ -1,9 +1,9 @@
-"""The flags of `python -m dpbert_jax.benchmark`."""
+"""The flags of `dpbert benchmark`."""
 
 from dataclasses import dataclass
 
-from dpbert_jax.cli import flag
 from dpbert_jax.errors import UserError
+from dpbert_jax.flags import flag
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class BenchmarkArguments:
     peers: str = flag(
         "",
         "Of torch, onnxruntime, openvino: the dense model there; and of export-torch, export-onnx, "
-        "export-int8: the model as `python -m dpbert_jax.export` writes it, without --data.",
+        "export-int8: the model as `dpbert export` writes it, without --data.",
     )
     plans: str | None = flag(
         None,

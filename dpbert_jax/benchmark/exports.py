@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.convert.huggingface import save_weights
-from dpbert_jax.convert.torch_folder import save_torch_code
-from dpbert_jax.model import Params
+from dpbert_jax.export.torch_folder import save_torch_code
+from dpbert_jax.hub.folders import save_weights
+from dpbert_jax.policies.dpbert import Params
 
 PACKAGES = {
     "export-onnx": ("onnx", "onnxruntime"),
@@ -41,7 +41,7 @@ def write_export(folder: Path, name: str, config: DPBertConfig, params: Params) 
         return
     import onnx
 
-    from dpbert_jax.convert.onnx_planned import planned_onnx
+    from dpbert_jax.export.onnx_planned import planned_onnx
 
     model = planned_onnx(config, params, "top_k", int8=name == "export-int8")
     onnx.save(model, str(folder / f"{name}.onnx"))

@@ -20,9 +20,9 @@ import numpy as np
 
 from dpbert_jax.benchmark import exports, torch_training
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.convert.huggingface import save_weights
 from dpbert_jax.errors import UserError
-from dpbert_jax.model import Params
+from dpbert_jax.hub.folders import save_weights
+from dpbert_jax.policies.dpbert import Params
 
 PACKAGES = {  # what a peer needs, by the names of their modules
     "torch": ("torch",),
@@ -64,7 +64,7 @@ def write_models(folder: Path, names: list[str], config: DPBertConfig, params: P
     if {"onnxruntime", "openvino"} & set(names):
         import onnx
 
-        from dpbert_jax.convert.onnx import dense_onnx
+        from dpbert_jax.export.onnx import dense_onnx
 
         model = dense_onnx(config.bert, params)
         onnx.save(model, str(folder / "plain.onnx"))

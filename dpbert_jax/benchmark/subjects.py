@@ -7,10 +7,10 @@ import numpy as np
 
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
 from dpbert_jax.config import BERT_BASE, BertConfig, DPBertConfig, PlannerConfig
-from dpbert_jax.convert import load_run
 from dpbert_jax.errors import UserError
+from dpbert_jax.hub import load_run
 from dpbert_jax.inference import Rule
-from dpbert_jax.model import Params, init_params
+from dpbert_jax.policies.dpbert import Params, init_params
 
 SHAPES = {
     "bert-base": BERT_BASE,

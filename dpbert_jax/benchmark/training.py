@@ -15,22 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    import dpbert_jax.allocator  # noqa: F401  as in train.py
-
 import jax
 import numpy as np
 
 from dpbert_jax.benchmark import torch_training
 from dpbert_jax.benchmark.environment import make_room, own_cores, versions
 from dpbert_jax.benchmark.peers import Peer, available
-from dpbert_jax.cli import flag, parse, run_script
 from dpbert_jax.config import Calibration, DPBertConfig, PlannerConfig, read_config
-from dpbert_jax.convert import load_params, load_tokenizer, resolve_folder
-from dpbert_jax.convert.huggingface import save_weights
 from dpbert_jax.data import TokenizedSplit, batches, load_task, tokenize
 from dpbert_jax.errors import UserError
-from dpbert_jax.model import DPBert, Params, init_params
+from dpbert_jax.flags import flag, parse
+from dpbert_jax.hub import load_params, load_tokenizer, resolve_folder
+from dpbert_jax.hub.folders import save_weights
+from dpbert_jax.policies.dpbert import DPBert, Params, init_params
 from dpbert_jax.training.objective import StageName, stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.step import AXIS, Step, TrainState, create_state, make_train_step
@@ -279,7 +276,3 @@ def _print_card(report: dict[str, Any]) -> None:
 
 def main() -> None:
     benchmark_training(parse(TrainingArguments, __doc__))
-
-
-if __name__ == "__main__":
-    run_script(main)

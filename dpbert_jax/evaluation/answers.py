@@ -19,7 +19,7 @@ from dpbert_jax.evaluation.evaluate import Predictions
 from dpbert_jax.evaluation.runner import make_runner
 from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
 from dpbert_jax.inference import resolve_rule
-from dpbert_jax.model import Params
+from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.problem import answers, probabilities
 
 logger = logging.getLogger(__name__)

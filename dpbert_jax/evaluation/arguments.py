@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpbert_jax.cli import flag
 from dpbert_jax.errors import UserError
+from dpbert_jax.flags import flag
 
 ANSWER_FILES = (".csv", ".tsv", ".jsonl")
 

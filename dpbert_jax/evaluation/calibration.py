@@ -10,8 +10,8 @@ from jax.typing import DTypeLike
 
 from dpbert_jax.config import Calibration, DPBertConfig
 from dpbert_jax.data import TokenizedSplit, batches
-from dpbert_jax.model import DPBert, Params
-from dpbert_jax.model.cost import planner_share
+from dpbert_jax.policies.cost import planner_share
+from dpbert_jax.policies.dpbert import DPBert, Params
 
 GRID_STEP = 0.025
 

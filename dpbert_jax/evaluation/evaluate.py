@@ -13,7 +13,7 @@ from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskSpec, TokenizedSplit, batches, chunks
 from dpbert_jax.evaluation.metrics import compute_metrics, score, share_kept
 from dpbert_jax.inference import Executor, Rule
-from dpbert_jax.model.cost import plan_cost
+from dpbert_jax.policies.cost import plan_cost
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import jax
 
 from dpbert_jax import hosts
 from dpbert_jax.config import DPBertConfig, write_config
-from dpbert_jax.convert import load_run
 from dpbert_jax.data import TaskData, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.answers import write_answers
@@ -22,10 +21,11 @@ from dpbert_jax.evaluation.plots import plot_layers_per_input, plot_score_agains
 from dpbert_jax.evaluation.runner import compute_dtype, make_runner
 from dpbert_jax.evaluation.table import Result, print_table, write_json
 from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
+from dpbert_jax.hub import load_run
 from dpbert_jax.inference import Rule, resolve_rule
-from dpbert_jax.inference.rules import check_budget
 from dpbert_jax.integrity import update_sums
-from dpbert_jax.model import Params
+from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.policies.rule import check_budget
 from dpbert_jax.run_folder import TEACHER
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.evaluate import Predictions, predict
 from dpbert_jax.inference import AUTO, Executor, Rule, make_executor, pick_executor
 from dpbert_jax.inference.packed import CHUNK_ROWS
-from dpbert_jax.model import Params
+from dpbert_jax.policies.dpbert import Params
 
 BATCH_SIZES = {"cond": 1, "masked": 32, "chunked": 32, "packed": CHUNK_ROWS}
 

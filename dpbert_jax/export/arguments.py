@@ -1,10 +1,10 @@
-"""The flags of `python -m dpbert_jax.export`."""
+"""The flags of `dpbert export`."""
 
 from dataclasses import dataclass, field
 
-from dpbert_jax.cli import flag
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.formats import FORMATS
+from dpbert_jax.flags import flag
 from dpbert_jax.inference import PLAN_RULES
 
 

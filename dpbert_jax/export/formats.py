@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig, write_config
-from dpbert_jax.convert.stablehlo import stablehlo_program
-from dpbert_jax.convert.torch_folder import save_torch_folder
 from dpbert_jax.errors import UserError
+from dpbert_jax.export.stablehlo import stablehlo_program
+from dpbert_jax.export.torch_folder import save_torch_folder
 from dpbert_jax.integrity import seal, verify
-from dpbert_jax.model import Params
+from dpbert_jax.policies.dpbert import Params
 
 ONNX = "model.onnx"
 STABLEHLO = "model.stablehlo"
@@ -91,8 +91,8 @@ def load_artifact(name: str, folder: Path, model: Model) -> Call:
 def _write_onnx(folder: Path, model: Model) -> None:
     import onnx
 
-    from dpbert_jax.convert.onnx import dense_onnx
-    from dpbert_jax.convert.onnx_planned import planned_onnx
+    from dpbert_jax.export.onnx import dense_onnx
+    from dpbert_jax.export.onnx_planned import planned_onnx
 
     if model.config.planner:
         written = planned_onnx(model.config, model.params, model.plan_rule, model.int8)

@@ -8,7 +8,7 @@ from dpbert_jax.inference.executors import (
     pick_executor,
 )
 from dpbert_jax.inference.predictor import Prediction, Predictor
-from dpbert_jax.inference.rules import PLAN_RULES, Rule, resolve_rule
+from dpbert_jax.policies.rule import PLAN_RULES, Rule, resolve_rule
 
 __all__ = [
     "AUTO",

@@ -26,8 +26,8 @@ from dpbert_jax.inference.in_graph import (
 )
 from dpbert_jax.inference.packed import PIECE_TOKENS, make_packed
 from dpbert_jax.inference.path import PLANNED, prepare
-from dpbert_jax.inference.rules import Rule
-from dpbert_jax.model.dpbert import DPBertOutput, Params
+from dpbert_jax.policies.dpbert import DPBertOutput, Params
+from dpbert_jax.policies.rule import Rule
 
 logger = logging.getLogger(__name__)
 

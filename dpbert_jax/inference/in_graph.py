@@ -14,12 +14,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import BertConfig, DPBertConfig
-from dpbert_jax.inference.layer import LayerWeights, run_layer
+from dpbert_jax.encoder.inference_layer import LayerWeights, run_layer
+from dpbert_jax.encoder.modules import attention_bias
 from dpbert_jax.inference.path import Weights, choose, classify, decide, embed
-from dpbert_jax.inference.rules import Rule
-from dpbert_jax.model.bert import attention_bias
-from dpbert_jax.model.dpbert import DPBert, DPBertOutput, Params
-from dpbert_jax.model.gates import layer_mask_of
+from dpbert_jax.policies.dpbert import DPBert, DPBertOutput, Params
+from dpbert_jax.policies.gates import layer_mask_of
+from dpbert_jax.policies.rule import Rule
 
 Encode = Callable[..., Array]
 

@@ -16,12 +16,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import BertConfig, DPBertConfig
-from dpbert_jax.inference.layer import LayerWeights, run_layer
+from dpbert_jax.encoder.inference_layer import LayerWeights, run_layer
 from dpbert_jax.inference.path import Weights, classify, decide, embed
-from dpbert_jax.inference.rules import Rule
 from dpbert_jax.inference.tiles import Tiles, make_tiles, split_tiles, tile_width
-from dpbert_jax.model.dpbert import DPBertOutput
-from dpbert_jax.model.gates import layer_mask_of
+from dpbert_jax.policies.dpbert import DPBertOutput
+from dpbert_jax.policies.gates import layer_mask_of
+from dpbert_jax.policies.rule import Rule
 
 # Tokens in the largest piece: more leave a CPU's caches, fewer leave an accelerator idle.
 PIECE_TOKENS = {"cpu": 1024, "gpu": 8192, "tpu": 8192}

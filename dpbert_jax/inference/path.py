@@ -8,12 +8,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.inference.layer import LayerWeights, prepare_layer
-from dpbert_jax.inference.rules import Rule
-from dpbert_jax.model.bert import Embeddings, Head
-from dpbert_jax.model.dpbert import Params
-from dpbert_jax.model.gates import hard_gates
-from dpbert_jax.model.planner import Planner
+from dpbert_jax.encoder.inference_layer import LayerWeights, prepare_layer
+from dpbert_jax.encoder.modules import Embeddings, Head
+from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.policies.gates import hard_gates
+from dpbert_jax.policies.planner import Planner
+from dpbert_jax.policies.rule import Rule
 
 PLANNED = -1.0  # in a forced plan: the planner decides
 

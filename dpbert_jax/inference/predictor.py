@@ -8,11 +8,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from scipy.special import softmax
 
-from dpbert_jax.convert import load_run
 from dpbert_jax.data import bucket_length
 from dpbert_jax.errors import UserError
+from dpbert_jax.hub import load_run
 from dpbert_jax.inference.executors import make_executor
-from dpbert_jax.inference.rules import resolve_rule
+from dpbert_jax.policies.rule import resolve_rule
 
 
 class Prediction(NamedTuple):

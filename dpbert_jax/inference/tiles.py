@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dpbert_jax.config import BertConfig
-from dpbert_jax.model.cost import layer_flops, projection_flops
+from dpbert_jax.encoder.flops import layer_flops, projection_flops
 
 ALIGNMENT = 16  # float32 values in a vector register: an odd width costs more than it saves
 WIDTHS = (16, 32, 48, 64, 96, 128)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dpbert_jax.cli import flag
 from dpbert_jax.errors import UserError
+from dpbert_jax.flags import flag
 from dpbert_jax.training.tracker import REPORTERS
 
 NEVER, ALWAYS, AUTO = "never", "always", "auto"

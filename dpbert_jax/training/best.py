@@ -10,13 +10,13 @@ import jax
 
 from dpbert_jax import hosts
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.convert import load_params, save_weights
 from dpbert_jax.data import TaskData, tokenize
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.evaluation.metrics import compute_metrics, score
+from dpbert_jax.hub import load_params, save_weights
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
-from dpbert_jax.model import Params, init_params
+from dpbert_jax.policies.dpbert import Params, init_params
 from dpbert_jax.run_folder import BEST
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.rows import compute_dtype

@@ -6,7 +6,7 @@ from pathlib import Path
 from dpbert_jax.config import DPBertConfig, PlannerConfig, read_config
 from dpbert_jax.data import TaskData
 from dpbert_jax.errors import UserError
-from dpbert_jax.model.cost import planner_share
+from dpbert_jax.policies.cost import planner_share
 from dpbert_jax.training.arguments import TrainArguments
 
 

@@ -8,17 +8,17 @@ from jaxtyping import Float
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TokenizedSplit
-from dpbert_jax.evaluation.plan_bank import (
+from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.policies.planner import judge
+from dpbert_jax.problem import MULTI_LABEL, REGRESSION, ProblemType
+from dpbert_jax.training.objective import label_divergence
+from dpbert_jax.training.plan_bank import (
     EXHAUSTIVE_GATES,
     all_plans,
     best_of_each_depth,
     drawn_plans,
 )
-from dpbert_jax.evaluation.plan_table import PlanTable, make_table
-from dpbert_jax.model import Params
-from dpbert_jax.model.planner import judge
-from dpbert_jax.problem import MULTI_LABEL, REGRESSION, ProblemType
-from dpbert_jax.training.objective import label_divergence
+from dpbert_jax.training.plan_table import PlanTable, make_table
 
 SCREENING_ROWS = 128
 

@@ -10,7 +10,7 @@ import numpy as np
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import bucket_length
 from dpbert_jax.errors import UserError
-from dpbert_jax.model import init_params
+from dpbert_jax.policies.dpbert import init_params
 from dpbert_jax.training.arguments import TrainArguments
 
 STATE_COPIES = 5  # parameters, gradients and their sum over devices, Adam's two moments

@@ -14,10 +14,10 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.model.bert import fold_rows
-from dpbert_jax.model.cost import planner_share
-from dpbert_jax.model.dpbert import DPBert, Params
-from dpbert_jax.model.gates import (
+from dpbert_jax.encoder.modules import fold_rows
+from dpbert_jax.policies.cost import planner_share
+from dpbert_jax.policies.dpbert import DPBert, Params
+from dpbert_jax.policies.gates import (
     hard_gates,
     logistic_noise,
     meet_share,

@@ -22,11 +22,11 @@ import optax
 from jaxtyping import Array, Float
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.evaluation.plan_bank import EXHAUSTIVE_GATES, best_chain
-from dpbert_jax.evaluation.plan_table import PlanTable
-from dpbert_jax.model import Params
-from dpbert_jax.model.planner import bounded, judge
+from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.policies.planner import bounded, judge
 from dpbert_jax.training.expected_loss import mean_loss
+from dpbert_jax.training.plan_bank import EXHAUSTIVE_GATES, best_chain
+from dpbert_jax.training.plan_table import PlanTable
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
-from dpbert_jax.model import Params
+from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import StagePlan
 from dpbert_jax.training.objective import StageName

@@ -27,18 +27,18 @@ import numpy as np
 from dpbert_jax import hosts
 from dpbert_jax.bucket import BucketFolder, is_url
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.convert import (
-    load_params,
-    load_tokenizer,
-    resolve_folder,
-    save_folder,
-)
 from dpbert_jax.data import TaskData, load_task
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
 from dpbert_jax.evaluation.report import Subject, evaluate
-from dpbert_jax.model import DPBert, Params, init_params
+from dpbert_jax.hub import (
+    load_params,
+    load_tokenizer,
+    resolve_folder,
+    save_folder,
+)
+from dpbert_jax.policies.dpbert import DPBert, Params, init_params
 from dpbert_jax.run_folder import CHECKPOINTS, TEACHER
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.best import BestEpoch

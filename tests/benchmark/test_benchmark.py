@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dpbert_jax.benchmark import exports, peers
-from dpbert_jax.benchmark.__main__ import benchmark
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
+from dpbert_jax.benchmark.command import benchmark
 from dpbert_jax.benchmark.subjects import load_subject, random_batch, subset
 from dpbert_jax.benchmark.timing import interleaved, summary
 from dpbert_jax.errors import UserError

@@ -10,9 +10,9 @@ from dpbert_jax.benchmark import peers, training
 from dpbert_jax.benchmark.peers import Peer
 from dpbert_jax.benchmark.training import REFERENCE, TrainingArguments, benchmark_training
 from dpbert_jax.config import TINY, DPBertConfig
-from dpbert_jax.convert.huggingface import save_weights
 from dpbert_jax.data import batches, load_task
 from dpbert_jax.errors import UserError
+from dpbert_jax.hub.folders import save_weights
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dpbert_jax.evaluation.calibration import budget_grid, calibrate, threshold_for
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.inference import make_executor, resolve_rule
-from dpbert_jax.model.cost import planner_share
+from dpbert_jax.policies.cost import planner_share
 
 distinct = st.lists(st.integers(-1000, 1000), min_size=1, max_size=40, unique=True)
 derandomized = settings(deadline=None, derandomize=True, max_examples=200)

@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from dpbert_jax.config import read_config
-from dpbert_jax.convert import load_run
 from dpbert_jax.data import TaskData
 from dpbert_jax.data.tasks import GLUE_TASKS
 from dpbert_jax.errors import UserError
@@ -15,6 +14,7 @@ from dpbert_jax.evaluation import task
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.report import evaluate_run
 from dpbert_jax.evaluation.table import TIMED_ROWS, print_table, write_json
+from dpbert_jax.hub import load_run
 from dpbert_jax.integrity import read_sums
 
 FIELDS = {

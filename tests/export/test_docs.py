@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpbert_jax.export.__main__ import export
 from dpbert_jax.export.arguments import ExportArguments
+from dpbert_jax.export.command import export
 from dpbert_jax.export.formats import FORMATS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")

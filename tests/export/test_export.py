@@ -1,4 +1,4 @@
-"""`python -m dpbert_jax.export`: artifacts, their proof, and what is refused."""
+"""`dpbert export`: artifacts, their proof, and what is refused."""
 
 import dataclasses
 import importlib.util

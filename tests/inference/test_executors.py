@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.errors import UserError
 from dpbert_jax.inference import executors, make_executor, pick_executor, resolve_rule
-from dpbert_jax.inference.rules import Rule
+from dpbert_jax.policies.rule import Rule
 
 STEMS = (0, 1)
 SKIPPING = ("cond", "chunked", "packed")

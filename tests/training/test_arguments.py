@@ -2,8 +2,8 @@
 
 import pytest
 
-from dpbert_jax.cli import parse
 from dpbert_jax.errors import UserError
+from dpbert_jax.flags import parse
 from dpbert_jax.training.arguments import POSITIVE, TrainArguments
 
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from dpbert_jax.convert import load_run
 from dpbert_jax.data import load_task
+from dpbert_jax.hub import load_run
 from dpbert_jax.training import best as module
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.best import BestEpoch

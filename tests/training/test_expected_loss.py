@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
-from dpbert_jax.evaluation.plan_bank import all_plans
 from dpbert_jax.training.expected_loss import expected_loss
+from dpbert_jax.training.plan_bank import all_plans
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=4), PlannerConfig())
 

@@ -6,10 +6,10 @@ import numpy as np
 from scipy.special import expit, rel_entr, softmax
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
-from dpbert_jax.evaluation.plan_bank import all_plans, best_chain
-from dpbert_jax.evaluation.plan_table import PlanTable, make_table
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dpbert_jax.training.held_out_table import held_out_table, plan_losses
+from dpbert_jax.training.plan_bank import all_plans, best_chain
+from dpbert_jax.training.plan_table import PlanTable, make_table
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=4), PlannerConfig())
 

@@ -10,7 +10,7 @@ import pytest
 
 from dpbert_jax.config import BERT_BASE, DPBertConfig
 from dpbert_jax.errors import UserError
-from dpbert_jax.model import DPBert, init_params
+from dpbert_jax.policies.dpbert import DPBert, init_params
 from dpbert_jax.training import memory
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.memory import check_memory, memory_explained, step_bytes

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
-from dpbert_jax.evaluation.plan_bank import all_plans, best_chain, drawn_plans
-from dpbert_jax.evaluation.plan_table import PlanTable
-from dpbert_jax.model.planner import judge
+from dpbert_jax.policies.planner import judge
+from dpbert_jax.training.plan_bank import all_plans, best_chain, drawn_plans
+from dpbert_jax.training.plan_table import PlanTable
 from dpbert_jax.training.refit import refit_planner
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=4), PlannerConfig())

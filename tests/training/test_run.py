@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dpbert_jax.convert import load_run
 from dpbert_jax.errors import UserError
+from dpbert_jax.hub import load_run
 from dpbert_jax.integrity import read_sums, verify
 from dpbert_jax.training import run
 from dpbert_jax.training.arguments import TrainArguments

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
-from dpbert_jax.model import DPBert, init_params
+from dpbert_jax.policies.dpbert import DPBert, init_params
 from dpbert_jax.training.objective import stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.step import (

@@ -1,0 +1,80 @@
+"""A builder of ONNX graphs: nodes and constants, each added under a name of its own."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from dpbert_jax.policies.dpbert import Params
+
+MICROSOFT = "com.microsoft"  # operators of onnxruntime's own: whole parts of a transformer
+
+
+class Graph:
+    """Nodes and constants under construction; every method returns the name of its output.
+
+    A branch (of an `If`) is a graph whose constants are those of the graph around it.
+    """
+
+    def __init__(self, around: "Graph | None" = None, name: str = "") -> None:
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = around.constants if around else {}
+        self._prefix = f"{name}." if name else ""
+
+    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        # No ascontiguousarray: it makes a scalar an array of one.
+        array = np.array(value, dtype, order="C")
+        self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def add(
+        self,
+        kind: str,
+        *inputs: str,
+        output: str | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        name = f"{self._prefix}{kind}_{len(self.nodes)}"
+        output = output or name
+        node = helper.make_node(
+            kind, list(inputs), [output], name=name, domain=domain, **attributes
+        )
+        self.nodes.append(node)
+        return output
+
+    def dense(self, inputs: str, name: str, params: Params) -> str:
+        kernel = self.constant(f"{name}.kernel", params["kernel"])
+        product = self.add("MatMul", inputs, kernel)
+        return self.add("Add", product, self.constant(f"{name}.bias", params["bias"]))
+
+    def gemm(self, inputs: str, name: str, params: Params, output: str | None = None) -> str:
+        """The same for a matrix [B, in]."""
+        kernel = self.constant(f"{name}.kernel", params["kernel"])
+        bias = self.constant(f"{name}.bias", params["bias"])
+        return self.add("Gemm", inputs, kernel, bias, output=output)
+
+    def layer_norm(self, inputs: str, name: str, params: Params, epsilon: float) -> str:
+        scale = self.constant(f"{name}.scale", params["scale"])
+        shift = self.constant(f"{name}.bias", params["bias"])
+        return self.add("LayerNormalization", inputs, scale, shift, axis=-1, epsilon=epsilon)
+
+    def splice(self, model: onnx.ModelProto, actual: dict[str, str]) -> None:
+        """Adds all of another graph; `actual` names what stands for its inputs here."""
+        for node in model.graph.node:
+            copied = onnx.NodeProto()
+            copied.CopyFrom(node)
+            copied.input[:] = [actual.get(name, name) for name in node.input]
+            self.nodes.append(copied)
+        self.constants |= {constant.name: constant for constant in model.graph.initializer}
+
+    def as_branch(self, name: str, output: str, shape: list[str | int]) -> onnx.GraphProto:
+        """The branch of an `If`: no inputs, it reads what is around it."""
+        made = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape)
+        return helper.make_graph(self.nodes, name, [], [made])
+
+    def as_model(self, name: str, inputs: list[Any], outputs: list[Any]) -> onnx.ModelProto:
+        made = helper.make_graph(self.nodes, name, inputs, outputs, list(self.constants.values()))
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
+        return helper.make_model(made, opset_imports=opsets, ir_version=9)

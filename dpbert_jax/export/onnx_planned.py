@@ -1,0 +1,262 @@
+"""A DPBERT as an ONNX graph of dynamic depth: one `If` a planned layer.
+
+Attention and GELU are written as the operators that onnxruntime fuses a BERT into, since its
+optimiser does not fuse attention inside the branches of an `If`: so the graph runs in onnxruntime
+only, and there at least at the speed of its fused dense BERT times the share of layers that run.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.export.onnx import INPUTS, write_embeddings
+from dpbert_jax.export.onnx_graph import MICROSOFT, Graph
+from dpbert_jax.export.onnx_quantize import quantized
+from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.policies.rule import resolve_rule
+
+
+def planned_onnx(
+    config: DPBertConfig, params: Params, plan_rule: str = "threshold", int8: bool = False
+) -> onnx.ModelProto:
+    """The model with planner and plan rule inside; batch and sequence are dynamic.
+
+    Inputs: int64 [batch, sequence] `input_ids`, `attention_mask`, `token_type_ids`, and `budget`,
+    a float32 scalar: a share of the dense FLOPs, held to the trained range; 1 and more runs all
+    layers. Outputs: `logits` [batch, C], `layer_mask` [batch, L] (1 where a layer ran) and
+    `gate_logits` [batch, P]. In a batch, a layer runs on those rows that need it.
+
+    With `int8` the layers' products are quantised (weights beforehand, activations as they come);
+    embeddings, planner and head stay float32.
+
+    Raises:
+        UserError: there is no planner, or the rule needs thresholds that were never found.
+    """
+    lowest = config.planner.min_budget if config.planner else 0.5
+    resolve_rule(config, lowest, plan_rule)  # refuses what cannot be planned
+    bert = config.bert
+    graph = Graph()
+    mask = graph.add("Cast", "attention_mask", to=TensorProto.INT32)
+    states = write_embeddings(graph, bert, params["embeddings"])
+    write = _int8_layer if int8 else _layer
+    for i in range(config.stem_layers):
+        states = write(graph, bert, params[f"layer_{i}"], f"layer_{i}", states, mask)
+    _planner(graph, config, params["planner"], states)
+    needed = _needed(graph, config, plan_rule)
+    for gate in range(config.num_gates):
+        i = config.stem_layers + gate
+        rows = graph.add("Gather", needed, graph.constant(f"gate_{gate}", gate, np.int64), axis=1)
+        layer = partial(write, config=bert, params=params[f"layer_{i}"], name=f"layer_{i}")
+        states = _where_needed(graph, layer, f"layer_{i}", states, mask, rows, bert.hidden_size)
+    first = graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1)
+    pooled = graph.add("Tanh", graph.gemm(first, "pooler", params["head"]["pooler"]))
+    graph.gemm(pooled, "classifier", params["head"]["classifier"], output="logits")
+    _layer_mask(graph, config, needed)
+
+    def described(name: str, kind: int, *shape: str | int) -> Any:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    inputs = [described(name, TensorProto.INT64, "batch", "sequence") for name in INPUTS]
+    outputs = {
+        "logits": bert.num_labels,
+        "layer_mask": bert.num_hidden_layers,
+        "gate_logits": config.num_gates,
+    }
+    return graph.as_model(
+        "dpbert",
+        [*inputs, described("budget", TensorProto.FLOAT)],
+        [described(name, TensorProto.FLOAT, "batch", size) for name, size in outputs.items()],
+    )
+
+
+def _layer(
+    graph: Graph, config: BertConfig, params: Params, name: str, states: str, mask: str
+) -> str:
+    parts = [params[part] for part in ("query", "key", "value")]
+    kernel = np.concatenate([part["kernel"] for part in parts], axis=1)
+    context = graph.add(
+        "Attention",
+        states,
+        graph.constant(f"{name}.qkv.kernel", kernel),
+        graph.constant(f"{name}.qkv.bias", np.concatenate([part["bias"] for part in parts])),
+        mask,
+        domain=MICROSOFT,
+        num_heads=config.num_attention_heads,
+        mask_filter_value=float(np.finfo(np.float32).min),
+    )
+
+    def joined(inputs: str, states: str, part: str, norm: str) -> str:
+        """LayerNorm of a product's output, its bias and the residual."""
+        total = graph.add("Add", graph.dense(inputs, f"{name}.{part}", params[part]), states)
+        return _layer_norm(graph, config, params[norm], f"{name}.{norm}", total)
+
+    states = joined(context, states, "attention_output", "attention_layer_norm")
+    wide = params["intermediate"]
+    if config.hidden_act == "relu":
+        activated = graph.add("Relu", graph.dense(states, f"{name}.intermediate", wide))
+    else:
+        kind = {"gelu": "BiasGelu", "gelu_new": "FastGelu"}[config.hidden_act]
+        kernel = graph.constant(f"{name}.intermediate.kernel", wide["kernel"])
+        bias = graph.constant(f"{name}.intermediate.bias", wide["bias"])
+        activated = graph.add(kind, graph.add("MatMul", states, kernel), bias, domain=MICROSOFT)
+    return joined(activated, states, "output", "output_layer_norm")
+
+
+def _layer_norm(graph: Graph, config: BertConfig, params: Params, name: str, inputs: str) -> str:
+    """LayerNorm over the features, in operators that onnxruntime does not fuse.
+
+    Its fused kernels go through a row element by element: at 128 tokens of 384 features they took
+    a quarter of an int8 layer's time, these a third of that.
+    """
+    centred = graph.add("Sub", inputs, graph.add("ReduceMean", inputs, axes=[-1]))
+    variance = graph.add("ReduceMean", graph.add("Mul", centred, centred), axes=[-1])
+    epsilon = graph.constant("layer_norm_eps", config.layer_norm_eps)
+    deviation = graph.add("Sqrt", graph.add("Add", variance, epsilon))
+    normal = graph.add("Mul", centred, graph.add("Reciprocal", deviation))
+    scaled = graph.add("Mul", normal, graph.constant(f"{name}.scale", params["scale"]))
+    return graph.add("Add", scaled, graph.constant(f"{name}.bias", params["bias"]))
+
+
+def _int8_layer(
+    graph: Graph, config: BertConfig, params: Params, name: str, states: str, mask: str
+) -> str:
+    """The same, quantised by onnxruntime's own tool: apart, since that loses its way in an `If`."""
+    apart = Graph(name=name)
+    inner = (f"{name}.states", f"{name}.mask")
+    output = _layer(apart, config, params, name, *inner)
+    shapes = (["b", "s", config.hidden_size], ["b", "s"])
+    described = helper.make_tensor_value_info
+    types = (TensorProto.FLOAT, TensorProto.INT32)
+    model = apart.as_model(
+        name,
+        [described(*values) for values in zip(inner, types, shapes, strict=True)],
+        [described(output, TensorProto.FLOAT, shapes[0])],
+    )
+    graph.splice(quantized(model), dict(zip(inner, (states, mask), strict=True)))
+    return output
+
+
+def _where_needed(
+    graph: Graph,
+    layer: Callable[..., str],
+    name: str,
+    states: str,
+    mask: str,
+    rows: str,
+    hidden_size: int,
+) -> str:
+    """The layer on the rows (bool [B]) that need it; nothing at all where none does."""
+    count = graph.add("ReduceMax", graph.add("Cast", rows, to=TensorProto.INT32), keepdims=0)
+    any_row = graph.add("Cast", count, to=TensorProto.BOOL)
+
+    run = Graph(graph, f"{name}.run")
+    picked = run.add("Compress", states, rows, axis=0)
+    output = layer(run, states=picked, mask=run.add("Compress", mask, rows, axis=0))
+    places = run.add("Transpose", run.add("NonZero", rows), perm=[1, 0])
+    after = run.add("ScatterND", states, places, output)
+
+    skip = Graph(graph, f"{name}.skip")
+    before = skip.add("Identity", states)
+    shape = ["batch", "sequence", hidden_size]
+    return graph.add(
+        "If",
+        any_row,
+        then_branch=run.as_branch(f"{name}.run", after, shape),
+        else_branch=skip.as_branch(f"{name}.skip", before, shape),
+    )
+
+
+def _planner(graph: Graph, config: DPBertConfig, params: Params, states: str) -> None:
+    """`gate_logits`, as `model.planner` computes them."""
+    assert config.planner is not None
+    hidden, width = config.bert.hidden_size, config.planner.hidden_size
+    middle, last = (graph.constant(f"axis_{axis}", [axis], np.int64) for axis in (1, 2))
+    weights = graph.add("Cast", "attention_mask", to=TensorProto.FLOAT)
+    length = graph.add("ReduceSum", weights, middle)  # [B, 1]
+    total = graph.add("MatMul", graph.add("Unsqueeze", weights, middle), states)  # [B, 1, D]
+    tokens = graph.add("Max", length, graph.constant("one", 1))
+    mean = graph.add("Div", total, graph.add("Unsqueeze", tokens, last))
+    start = graph.constant("from", [0], np.int64)
+    pair = graph.add("Concat", mean, graph.add("Slice", states, start, middle, middle), axis=1)
+    unit = {"scale": np.full(hidden, (2 * hidden) ** -0.5), "bias": np.zeros(hidden)}
+    pair = graph.layer_norm(pair, "summary", unit, 1e-6)  # [B, 2, D]
+    summary = graph.add("Reshape", pair, graph.constant("flat", [0, 2 * hidden], np.int64))
+    doublings = graph.add("Log", graph.add("Mul", length, graph.constant("per_32", 1 / 32)))
+    doublings = graph.add("Mul", doublings, graph.constant("per_log_2", 1 / np.log(2)))
+    features = graph.add("Concat", summary, doublings, axis=1)
+    inner = graph.add("Tanh", graph.gemm(features, "planner.input", params["input"]))
+    inner = graph.add("Mul", inner, graph.constant("planner.unit", width**-0.5))
+    logits = graph.gemm(inner, "planner.output", params["output"])
+    bound = graph.constant("planner.bound", config.planner.logit_bound)
+    squeezed = graph.add("Tanh", graph.add("Div", logits, bound))
+    graph.add("Mul", squeezed, bound, output="gate_logits")
+
+
+def _needed(graph: Graph, config: DPBertConfig, plan_rule: str) -> str:
+    """Which rows need which planned layer, bool [B, P]; as `model.gates.hard_gates`."""
+    full = graph.add("GreaterOrEqual", "budget", graph.constant("one", 1))
+    if plan_rule == "top_k":
+        return graph.add("Less", _rank(graph, config), _top_k(graph, config, full))
+    lowest = graph.constant("lowest", -np.inf)
+    threshold = graph.add("Where", full, lowest, _threshold(graph, config))
+    passes = graph.add("GreaterOrEqual", "gate_logits", threshold)
+    if not config.min_gates:
+        return passes
+    least = graph.constant("min_gates", config.min_gates)
+    return graph.add("Or", passes, graph.add("Less", _rank(graph, config), least))
+
+
+def _threshold(graph: Graph, config: DPBertConfig) -> str:
+    """The calibrated threshold of `budget`, linear between the grid's points."""
+    assert config.calibration is not None
+    budgets, thresholds = map(np.array, (config.calibration.budgets, config.calibration.thresholds))
+    start = graph.constant("threshold.first", thresholds[0])
+    if len(budgets) == 1:
+        return start
+    low = graph.constant("threshold.low", budgets[:-1])
+    high = graph.constant("threshold.high", budgets[1:])
+    slope = graph.constant("threshold.slope", np.diff(thresholds) / np.diff(budgets))
+    inside = graph.add("Max", graph.add("Min", "budget", high), low)
+    rises = graph.add("Mul", graph.add("Sub", inside, low), slope)
+    return graph.add("Add", start, graph.add("ReduceSum", rises, keepdims=0))
+
+
+def _top_k(graph: Graph, config: DPBertConfig, full: str) -> str:
+    """How many planned layers `budget` pays for, as `inference.rules` counts them."""
+    assert config.planner is not None
+    low = graph.constant("budget.low", config.planner.min_budget)
+    high = graph.constant("budget.high", config.planner.max_budget)
+    inside = graph.add("Max", graph.add("Min", "budget", high), low)
+    layers = graph.add("Mul", inside, graph.constant("layers", config.bert.num_hidden_layers))
+    # The tolerance of inference.rules, widened to what float32 can hold.
+    layers = graph.add("Floor", graph.add("Add", layers, graph.constant("tolerance", 1e-5)))
+    gates = graph.add("Sub", layers, graph.constant("stem_layers", config.stem_layers))
+    return graph.add("Where", full, graph.constant("num_gates", config.num_gates), gates)
+
+
+def _rank(graph: Graph, config: DPBertConfig) -> str:
+    """The place of each gate logit in its row, float [B, P]; ties fall to the lower layer."""
+    middle, last = (graph.constant(f"axis_{axis}", [axis], np.int64) for axis in (1, 2))
+    own = graph.add("Unsqueeze", "gate_logits", last)  # [B, P, 1]
+    other = graph.add("Unsqueeze", "gate_logits", middle)  # [B, 1, P]
+    lower = graph.constant("lower", np.tri(config.num_gates, k=-1), bool)
+    tied = graph.add("And", graph.add("Equal", other, own), lower)
+    ahead = graph.add("Or", graph.add("Greater", other, own), tied)
+    counted = graph.add("Cast", ahead, to=TensorProto.FLOAT)
+    return graph.add("ReduceSum", counted, last, keepdims=0)
+
+
+def _layer_mask(graph: Graph, config: DPBertConfig, needed: str) -> None:
+    """`layer_mask`: ones for the stem, then the gates."""
+    gates = graph.add("Cast", needed, to=TensorProto.FLOAT)
+    start, stop = (graph.constant(f"axis_{axis}", [axis], np.int64) for axis in (0, 1))
+    rows = graph.add("Slice", graph.add("Shape", gates), start, stop)
+    size = graph.constant("stem_size", [config.stem_layers], np.int64)
+    shape = graph.add("Concat", rows, size, axis=0)
+    stem = graph.add("Expand", graph.constant("ones", [[1.0]]), shape)
+    graph.add("Concat", stem, gates, axis=1, output="layer_mask")

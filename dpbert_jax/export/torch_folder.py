@@ -1,0 +1,84 @@
+"""A folder that PyTorch loads: as a DPBERT with its code inside, and as a plain BERT."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dpbert_jax.config import DPBertConfig, to_hf_dict
+from dpbert_jax.hub.folders import save_folder
+from dpbert_jax.integrity import update_sums, write_whole
+from dpbert_jax.policies.dpbert import Params
+
+REMOTE = Path(__file__).parent / "remote"
+CODE = ("configuration_dpbert.py", "modeling_dpbert.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_dpbert.DPBertConfig",
+    "AutoModelForSequenceClassification": "modeling_dpbert.DPBertForSequenceClassification",
+}
+
+
+def save_torch_folder(folder: Path, config: DPBertConfig, params: Params, tokenizer: Any) -> None:
+    """Writes config, weights, tokenizer, and with a planner the model's code.
+
+    `AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` gives the
+    planned model, `BertForSequenceClassification.from_pretrained(folder)` the dense one.
+    """
+    save_folder(folder, config, params, tokenizer)
+    if config.planner:
+        save_torch_code(folder, config)
+        save_card(folder, config)
+
+
+def save_torch_code(folder: Path, config: DPBertConfig) -> None:
+    """Adds the planned model's code to a folder of weights, and a config that names it."""
+    for name in CODE:
+        shutil.copyfile(REMOTE / name, folder / name)
+    values = {
+        **to_hf_dict(config),
+        "architectures": ["DPBertForSequenceClassification"],
+        "auto_map": AUTO_MAP,
+    }
+    text = json.dumps(values, indent=2, sort_keys=True)
+    write_whole(folder / "config.json", text + "\n")
+    update_sums(folder, ["config.json", *CODE])
+
+
+def save_card(folder: Path, config: DPBertConfig) -> None:
+    """Adds the model card: what the model does, its budgets, how to call it."""
+    assert config.planner is not None
+    bert, planner = config.bert, config.planner
+    kind = "labels (any number of them)" if bert.is_multi_label else "classes"
+    head = f"{kind} {', '.join(bert.labels)}" if bert.labels else f"{bert.num_labels} {kind}"
+    head = "regression" if bert.is_regression else head
+    rule = "" if config.calibration else ', plan_rule="top_k"'
+    text = f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [bert, adaptive-computation, layer-skipping]
+---
+
+# A DPBERT
+
+BERT for sequence classification with a planner that decides, for every input, which of its
+{bert.num_hidden_layers} layers run. Trained with dpbert_jax. Output: {head}.
+
+Budgets from {planner.min_budget} to {planner.max_budget}, and 1.0 for all layers: the share of the
+dense encoder's FLOPs, met on average over inputs like those that the thresholds were found on. No
+input runs fewer than {config.stem_layers + config.min_gates} layers.
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_code=True).eval()
+made = model(**tokenizer("A text.", return_tensors="pt"), budget={planner.min_budget}{rule})
+made.logits  # [B, {bert.num_labels}]
+made.layer_mask  # [B, {bert.num_hidden_layers}], 1 where a layer ran
+```
+
+`BertForSequenceClassification.from_pretrained(FOLDER)` loads the same weights as a plain, dense
+BERT.
+"""
+    write_whole(folder / "README.md", text)
+    update_sums(folder, ["README.md"])

@@ -1,0 +1,35 @@
+"""What a plan costs: its share of the dense encoder's FLOPs, stem and planner included."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.flops import Length, layer_flops
+
+
+def planner_flops(config: DPBertConfig, sequence_length: Length) -> Length:
+    """Operations of the planner for one row: the mean over tokens and the perceptron."""
+    if config.planner is None:
+        return 0
+    hidden, width = config.bert.hidden_size, config.planner.hidden_size
+    first, second = (2 * hidden + 1) * width, width * config.num_gates
+    return 2 * sequence_length * hidden + 2 * (first + second)
+
+
+def planner_share(config: DPBertConfig, sequence_length: Length) -> float | Float[np.ndarray, " B"]:
+    """The planner's share of the dense encoder's FLOPs."""
+    dense = config.bert.num_hidden_layers * layer_flops(config.bert, sequence_length)
+    return planner_flops(config, sequence_length) / dense
+
+
+def plan_cost(
+    config: DPBertConfig, gates: Float[Array | np.ndarray, "B P"], sequence_length: Length
+) -> Float[Array, " B"]:
+    """Each row's share of the dense encoder's FLOPs; 1 + `planner_share` for a full plan.
+
+    Takes gates, not the whole mask, so that a relaxed gate's gradient flows through; works on
+    numpy arrays too.
+    """
+    run = config.stem_layers + jnp.sum(gates, axis=-1)
+    return run / config.bert.num_hidden_layers + planner_share(config, sequence_length)

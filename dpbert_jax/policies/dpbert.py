@@ -1,0 +1,128 @@
+"""DPBERT: stem, planner, planned layers, head; its methods are the stages of an input's path."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.modules import (
+    DropoutKeys,
+    Embeddings,
+    Head,
+    Layer,
+    attention_bias,
+    fold_rows,
+    masked_layers,
+)
+from dpbert_jax.policies.planner import Planner
+
+Params = dict[str, Any]
+
+
+class DPBertOutput(NamedTuple):
+    """logits [B, C] float32; layer_mask [B, L], 1 = run; gate_logits [B, P], P = L - stem."""
+
+    logits: Array
+    layer_mask: Array
+    gate_logits: Array
+
+
+class DPBert(nn.Module):
+    """BERT for sequence classification or regression whose layers a planner chooses.
+
+    Parameters are one subtree a part: `embeddings`, `layer_0` .. `layer_{L-1}`, `head`, and
+    `planner` where the config has one. Layers are never stacked: a skipped layer's weights are
+    then never touched. With `gradient_checkpointing` the backward pass computes each layer's inside
+    anew from its input: less memory, more time.
+    """
+
+    config: DPBertConfig
+    dtype: DTypeLike = jnp.float32
+    gradient_checkpointing: bool = False
+
+    def setup(self) -> None:
+        bert = self.config.bert
+        self.embeddings = Embeddings(bert, self.dtype)
+        make: Any = nn.remat(Layer) if self.gradient_checkpointing else Layer
+        self.layers = [
+            make(bert, self.dtype, name=f"layer_{i}") for i in range(bert.num_hidden_layers)
+        ]
+        self.head = Head(bert, self.dtype)
+        if self.config.planner:
+            self.planner = Planner(self.config.planner, self.config.num_gates)
+
+    def stem(
+        self,
+        input_ids: Int[Array, "B S"],
+        attention_mask: Int[Array, "B S"],
+        token_type_ids: Int[Array, "B S"],
+        dropout_keys: DropoutKeys = None,
+    ) -> Float[Array, "B S D"]:
+        """Embeddings and the layers that always run."""
+        states = self.embeddings(input_ids, token_type_ids, fold_rows(dropout_keys, 0))
+        bias = attention_bias(attention_mask)
+        for i, layer in enumerate(self.layers[: self.config.stem_layers]):
+            states = layer(states, bias, fold_rows(dropout_keys, 1 + i))
+        return states
+
+    def plan(
+        self,
+        stem_states: Float[Array, "B S D"],
+        attention_mask: Int[Array, "B S"],
+    ) -> Float[Array, "B P"]:
+        """Gate logits of the planned layers; of shape [B, 0] where there is no planner."""
+        if self.config.planner is None:
+            return jnp.zeros((stem_states.shape[0], 0))
+        return self.planner(stem_states, attention_mask)
+
+    def encode(
+        self,
+        stem_states: Float[Array, "B S D"],
+        attention_mask: Int[Array, "B S"],
+        gates: Float[Array, "B P"],
+        dropout_keys: DropoutKeys = None,
+    ) -> list[Float[Array, "B S D"]]:
+        """The planned layers, all computed and mixed by the gates; the states after each."""
+        first = self.config.stem_layers
+        keys = [fold_rows(dropout_keys, 1 + i) for i in range(first, len(self.layers))]
+        bias = attention_bias(attention_mask)
+        return masked_layers(self.layers[first:], stem_states, bias, gates, keys)
+
+    def pool(
+        self, hidden_states: Float[Array, "B S D"], dropout_keys: DropoutKeys = None
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B C"]]:
+        """Pooled output and logits."""
+        return self.head(hidden_states, fold_rows(dropout_keys, 1 + len(self.layers)))
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B S"],
+        attention_mask: Int[Array, "B S"],
+        token_type_ids: Int[Array, "B S"],
+        gates: Float[Array, "B P"],
+    ) -> Float[Array, "B C"]:
+        """Logits under a given plan, in evaluation mode; also what initialisation traces."""
+        states = self.stem(input_ids, attention_mask, token_type_ids)
+        if self.is_initializing():
+            self.plan(states, attention_mask)
+        states = [states, *self.encode(states, attention_mask, gates)]
+        return self.pool(states[-1])[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(config: DPBertConfig, key: Key[Array, ""]) -> Params:
+    # One jitted call: initialising op by op compiles hundreds of tiny programs.
+    ids = jnp.ones((1, 4), jnp.int32)
+    gates = jnp.ones((1, config.num_gates))
+    variables: Any = DPBert(config).init(key, ids, ids, jnp.zeros_like(ids), gates)
+    return variables["params"]
+
+
+def init_params(config: DPBertConfig, seed: int) -> Params:
+    """Random parameters for the config, in float32; compiles once for each config."""
+    return _init(config, jax.random.key(seed))

@@ -1,0 +1,72 @@
+"""Trains the baselines of a finished run: static models, DeeBERT and PABEE.
+
+They start from the run's dense model and are kept in its folder `baselines/`, where
+`dpbert sweep` finds them.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.flags import flag, parse
+from dpbert_jax.study.controls import best_static_plan
+from dpbert_jax.study.early_exit import train_exits
+from dpbert_jax.study.fit import mean_plan_losses, open_run
+from dpbert_jax.study.static import train_static
+
+logger = logging.getLogger("dpbert_jax.baselines")
+METHODS = ("static", "deebert", "pabee")
+
+
+@dataclass(frozen=True)
+class BaselineArguments:
+    run_dir: str = field(metadata={"help": "Folder of a run; may be given first, without flag."})
+    methods: str = flag(",".join(METHODS), "Of static, deebert, pabee; comma-separated.")
+    layers: str | None = flag(
+        None, "Layers of the static models, comma-separated. Default: half and two thirds."
+    )
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.methods.split(",")) - set(METHODS))
+        if unknown:
+            raise UserError(f"--methods {','.join(unknown)}: must be of {list(METHODS)}.")
+
+    def depths(self, layers: int) -> list[int]:
+        """The numbers of layers asked for, of a model of so many."""
+        if self.layers is None:
+            return sorted({layers // 2, layers * 2 // 3})
+        try:
+            return [int(part) for part in self.layers.split(",")]
+        except ValueError:
+            raise UserError(
+                f"--layers is '{self.layers}', but must be whole numbers with commas."
+            ) from None
+
+
+def train_baselines(args: BaselineArguments) -> None:
+    run = open_run(args.run_dir)
+    layers, stem = run.config.bert.num_hidden_layers, run.config.stem_layers
+    depths = args.depths(layers)
+    fewest = stem + max(run.config.min_gates, 1)
+    for depth in depths:
+        if not fewest <= depth <= layers:
+            raise UserError(f"--layers {depth}: a static plan has {fewest} to {layers} layers.")
+    methods = args.methods.split(",")
+    if "deebert" in methods and run.config.bert.is_regression:
+        logger.info("deebert is left out: entropy needs classes, and this run is a regression.")
+        methods.remove("deebert")
+    if "static" in methods:
+        plans, mean_losses = mean_plan_losses(run)
+        for depth in depths:
+            gates = best_static_plan(plans, mean_losses, depth - stem)
+            folder = train_static(run, np.concatenate([np.ones(stem), gates]))
+            logger.info("%s", folder)
+    for method in ("deebert", "pabee"):
+        if method in methods:
+            logger.info("%s", train_exits(run, method))
+
+
+def main() -> None:
+    train_baselines(parse(BaselineArguments, __doc__, positional="run_dir"))

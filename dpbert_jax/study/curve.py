@@ -1,0 +1,100 @@
+"""The curve: score against cost, planned points beside their controls."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")  # files only: works without a display
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from dpbert_jax.study.points import Point
+
+CLOSE = 0.93  # share of the dense score that the second panel begins at
+
+# Learned plans in strong colours, controls muted; the same everywhere.
+STYLES: dict[str, dict[str, Any]] = {
+    "threshold": {"color": "tab:blue", "marker": "o", "linewidth": 2.2, "zorder": 5},
+    "top_k": {"color": "tab:cyan", "marker": "^", "linewidth": 1.5, "zorder": 4},
+    "shuffled": {"color": "tab:orange", "marker": "v"},
+    "mix": {"color": "tab:green", "marker": "s"},
+    "random": {"color": "tab:red", "marker": "x"},
+    "static": {"color": "black", "marker": "D", "linestyle": "none"},
+    "deebert": {"color": "tab:purple", "marker": "P", "linestyle": "--"},
+    "pabee": {"color": "tab:brown", "marker": "*", "linestyle": "--"},
+}
+LABELS = {
+    "threshold": "learned, threshold",
+    "top_k": "learned, top_k",
+    "shuffled": "its plans shuffled",
+    "mix": "best mix of two plans",
+    "random": "random plans",
+    "static": "static, fine-tuned",
+    "deebert": "DeeBERT",
+    "pabee": "PABEE",
+}
+
+
+def pareto_front(points: list[Point]) -> list[tuple[float, float]]:
+    """(cost, score) of the points that none is both cheaper and better than, cheapest first.
+
+    A point without a score (NaN) is on no front.
+    """
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(
+        ((p["cost"], p["score"]) for p in points), key=lambda pair: (pair[0], -pair[1])
+    ):
+        if score > (front[-1][1] if front else -math.inf):
+            front.append((cost, score))
+    return front
+
+
+def plot_curve(
+    path: Path, points: list[Point], dense_score: float, title: str, metric: str
+) -> None:
+    """Every variant's scores against their measured mean costs, and the Pareto front of all.
+
+    The second panel is the first one's upper end: far off controls leave the others too close to
+    tell apart.
+    """
+    figure, (whole, close) = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained")
+    for axes in (whole, close):
+        _draw(axes, points, dense_score)
+        axes.set(xlabel="cost: share of the dense FLOPs, planner included", ylabel=metric)
+    whole.legend(fontsize=8)
+    top = max([dense_score, *(p["score"] for p in points if not math.isnan(p["score"]))])
+    if dense_score > 0:
+        close.set_ylim(CLOSE * dense_score, top + 0.05 * (top - CLOSE * dense_score))
+    close.set_title(f"from {CLOSE:.0%} of the dense score on", fontsize=10)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def _draw(axes: Axes, points: list[Point], dense_score: float) -> None:
+    front = pareto_front([*points, {"cost": 1.0, "score": dense_score}])
+    axes.step(
+        *zip(*front, strict=True),
+        where="post",
+        color="gold",
+        linewidth=5,
+        alpha=0.6,
+        label="Pareto front",
+        zorder=0,
+    )
+    for variant, style in STYLES.items():
+        mine = sorted((p for p in points if p["variant"] == variant), key=lambda p: p["cost"])
+        if mine:
+            axes.errorbar(
+                [p["cost"] for p in mine],
+                [p["score"] for p in mine],
+                yerr=[p["score_deviation"] or 0.0 for p in mine],
+                label=LABELS[variant],
+                capsize=2,
+                **style,
+            )
+    axes.plot([1.0], [dense_score], "s", color="tab:gray", markersize=9, label="dense BERT")
+    axes.axhline(0.99 * dense_score, color="tab:gray", linestyle=":", label="99 % of dense")

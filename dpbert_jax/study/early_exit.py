@@ -1,0 +1,216 @@
+"""Early exit: a classifier after every layer, and an input leaves where it is sure enough.
+
+DeeBERT (Xin et al., ACL 2020, 2004.12993): the fine-tuned model is frozen, its exits are trained on
+the sum of their losses, and an input leaves at the first whose entropy is below a threshold.
+PABEE (Zhou et al., NeurIPS 2020, 2006.04152): model and exits are trained together on the mean of
+the losses weighted by depth, and an input leaves once `patience` exits in a row agree with the one
+before (regression: differ from it by less than a tolerance).
+
+Both on the run's own backbone, rows and number of steps; PABEE starts from the run's fine-tuned
+model, where its authors start from the pretrained one. Neither is distilled, as published.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+from safetensors.numpy import load_file
+from scipy.special import entr, expit, log_softmax
+
+from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.encoder.flops import Length, layer_flops
+from dpbert_jax.encoder.modules import (
+    DropoutKeys,
+    Embeddings,
+    Head,
+    Layer,
+    attention_bias,
+    fold_rows,
+)
+from dpbert_jax.hub.folders import WEIGHTS, put_weights
+from dpbert_jax.integrity import verify
+from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.problem import MULTI_LABEL, SINGLE_LABEL, ProblemType, answers
+from dpbert_jax.run_folder import BASELINES
+from dpbert_jax.study.fit import Run, fit
+from dpbert_jax.training.objective import row_losses, score_sums
+from dpbert_jax.training.rows import compute_dtype
+
+Method = Literal["deebert", "pabee"]
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class EarlyExitBert(nn.Module):
+    """BERT with a pooler and classifier behind every layer; the last is the model's own."""
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B S"],
+        attention_mask: Int[Array, "B S"],
+        token_type_ids: Int[Array, "B S"],
+        dropout_keys: DropoutKeys = None,
+        freeze_backbone: bool = False,
+    ) -> Float[Array, "B L C"]:
+        config = self.config
+        keys = [fold_rows(dropout_keys, i) for i in range(2 * config.num_hidden_layers + 1)]
+        inner = [None] * len(keys) if freeze_backbone else keys  # a frozen model has no dropout
+        embeddings = Embeddings(config, self.dtype, name="embeddings")
+        states = embeddings(input_ids, token_type_ids, inner[0])
+        bias = attention_bias(attention_mask)
+        logits = []
+        for i in range(config.num_hidden_layers):
+            states = Layer(config, self.dtype, name=f"layer_{i}")(states, bias, inner[1 + i])
+            read = jax.lax.stop_gradient(states) if freeze_backbone else states
+            exit_keys = keys[1 + config.num_hidden_layers + i]
+            logits.append(Head(config, self.dtype, name=f"exit_{i}")(read, exit_keys)[1])
+        return jnp.stack(logits, axis=1)
+
+
+def initial_params(config: DPBertConfig, teacher: Params) -> Params:
+    """The teacher's parameters; every exit begins as a copy of its head."""
+    params = {name: value for name, value in teacher.items() if name != "head"}
+    exits = {f"exit_{i}": teacher["head"] for i in range(config.bert.num_hidden_layers)}
+    return jax.tree.map(np.array, {**params, **exits})
+
+
+def exit_loss(
+    method: Method,
+    config: DPBertConfig,
+    dtype: DTypeLike,
+    params: Params,
+    batch: dict[str, Array],
+    key: Any,
+    progress: Array,
+    total: Array,
+) -> tuple[Array, dict[str, Array]]:
+    """One shard's part of the loss of all exits, and sums for the log."""
+    row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
+    inputs = [batch[name] for name in INPUTS]
+    model: Any = EarlyExitBert(config.bert, dtype)
+    frozen = method == "deebert"
+    logits = model.apply({"params": params}, *inputs, row_keys, frozen)
+    each = jax.vmap(lambda x: row_losses(x, batch["labels"], None, config.bert.problem_type), 1, 1)(
+        logits
+    )  # [B, L]
+    layers = config.bert.num_hidden_layers
+    if frozen:
+        weights = (jnp.arange(layers) < layers - 1).astype(jnp.float32)  # the last is the teacher's
+    else:
+        depth = jnp.arange(1, layers + 1, dtype=jnp.float32)
+        weights = depth / depth.sum()
+    loss = jnp.sum(batch["weights"] * (each @ weights)) / total
+    rows = batch["weights"].sum()
+    return loss, {
+        "loss": loss,
+        "rows": rows,
+        "layers": rows * layers,
+        **score_sums(logits[:, -1], batch["labels"], batch["weights"], config.bert.problem_type),
+    }
+
+
+def train_exits(run: Run, method: Method) -> Path:
+    """Trains a method's exits; leaves their weights in the run's folder of baselines."""
+    config = run.teacher_config
+    params = initial_params(config, run.teacher_params)
+    loss = partial(exit_loss, method, config, compute_dtype(run.args))
+    params = fit(run, method, loss, config, params, None)
+    if method == "deebert":  # weight decay must not have moved what was frozen
+        last = f"exit_{config.bert.num_hidden_layers - 1}"
+        exits = {k: v for k, v in params.items() if k.startswith("exit_") and k != last}
+        params = {**initial_params(config, run.teacher_params), **exits}
+    folder = run.folder / BASELINES / method
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
+    put_weights(folder, flat)
+    return folder
+
+
+def load_exits(folder: Path) -> Params:
+    """What `train_exits` left in its folder; other bytes than those are refused."""
+    verify(folder)
+    flat = load_file(str(folder / WEIGHTS))
+    return unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
+
+
+def exit_logits(
+    config: DPBertConfig,
+    params: Params,
+    split: TokenizedSplit,
+    *,
+    batch_size: int,
+    max_seq_length: int,
+) -> Float[np.ndarray, "N L C"]:
+    """What every exit says of every row."""
+    model: Any = EarlyExitBert(config.bert)
+    program = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
+    shape = (len(split), config.bert.num_hidden_layers, config.bert.num_labels)
+    logits = np.zeros(shape, np.float32)
+    pad = config.bert.pad_token_id
+    for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
+        real = batch["weights"] > 0
+        found = program(params, *(batch[name] for name in INPUTS))
+        logits[batch["indices"][real]] = np.asarray(found)[real]
+    return logits
+
+
+def entropy_exits(
+    logits: Float[np.ndarray, "N L C"], threshold: float, problem_type: ProblemType = SINGLE_LABEL
+) -> Int[np.ndarray, " N"]:
+    """DeeBERT: the first layer whose entropy is below the threshold, else the last.
+
+    Of several labels the entropy is the mean over them, each a choice of two: ours, the paper has
+    classes only.
+    """
+    if problem_type == MULTI_LABEL:
+        yes = expit(logits)
+        entropy = (entr(yes) + entr(1 - yes)).mean(axis=2)
+    else:
+        log_probs = log_softmax(logits, axis=2)
+        entropy = -(np.exp(log_probs) * log_probs).sum(axis=2)
+    sure = entropy < threshold
+    sure[:, -1] = True
+    return sure.argmax(axis=1)
+
+
+def patience_exits(
+    logits: Float[np.ndarray, "N L C"],
+    patience: int,
+    tolerance: float | None,
+    problem_type: ProblemType = SINGLE_LABEL,
+) -> Int[np.ndarray, " N"]:
+    """PABEE: the layer at which `patience` answers in a row agreed with the one before.
+
+    `tolerance` is the regression's; None: classes, or sets of labels.
+    """
+    if tolerance is None:
+        answer = answers(logits, problem_type).reshape(*logits.shape[:2], -1)
+        agrees = (answer[:, 1:] == answer[:, :-1]).all(axis=2)
+    else:
+        agrees = np.abs(np.diff(logits[:, :, 0], axis=1)) < tolerance
+    count, layers = np.zeros(len(logits), int), logits.shape[1]
+    leaves = np.full(len(logits), layers - 1)
+    for layer in range(1, layers):
+        count = np.where(agrees[:, layer - 1], count + 1, 0)
+        leaves = np.where((count >= patience) & (leaves == layers - 1), layer, leaves)
+    return leaves
+
+
+def exits_cost(config: DPBertConfig, exits: Int[np.ndarray, " N"], sequence_length: Length) -> Any:
+    """Each row's share of the dense encoder's FLOPs, with the exits that it passed; [N]."""
+    bert = config.bert
+    head = 2 * bert.hidden_size * (bert.hidden_size + bert.num_labels)
+    layer = layer_flops(bert, sequence_length)
+    # The dense model has the head of the last layer, too.
+    return ((exits + 1) * layer + exits * head) / (bert.num_hidden_layers * layer)

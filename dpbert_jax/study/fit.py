@@ -1,0 +1,135 @@
+"""What a run leaves for its baselines: the teacher, the rows, the steps; and a loop to train them.
+
+A baseline starts from the run's dense model and takes as many steps as the run took after it, on
+the same rows in batches of the same size, with the same optimizer.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.data import TaskData, TokenizedSplit, load_task
+from dpbert_jax.errors import UserError
+from dpbert_jax.hub import load_run
+from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.run_folder import TEACHER, read_train_config
+from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.held_out_table import held_out_table
+from dpbert_jax.training.loop import StagePlan, run_stage
+from dpbert_jax.training.rows import (
+    Rows,
+    global_batch_size,
+    plan_stages,
+    teacher_logits,
+    training_rows,
+)
+from dpbert_jax.training.run import stage_optimizer
+from dpbert_jax.training.step import Loss, create_state, make_train_step
+from dpbert_jax.training.tracker import Trackers
+
+
+class Run(NamedTuple):
+    """A finished run, with all that it was made from."""
+
+    folder: Path
+    config: DPBertConfig
+    params: Params
+    tokenizer: Any
+    args: TrainArguments
+    task: TaskData
+    rows: Rows
+    teacher_config: DPBertConfig
+    teacher_params: Params
+
+    @property
+    def steps(self) -> int:
+        """Steps that the run took after its dense stage."""
+        stages = plan_stages(self.rows, self.args)
+        return sum(stage.num_steps for stage in stages if stage.name != "dense")
+
+    def teacher_logits(self, split: TokenizedSplit) -> np.ndarray:
+        """What the dense model says of a split's rows; [N, C]."""
+        return teacher_logits(self.teacher_config, self.teacher_params, split, self.args)
+
+
+def open_run(folder: str) -> Run:
+    """Loads a run and its training rows.
+
+    Raises:
+        UserError: the folder is no run with a planner, or its data is gone.
+    """
+    path, config, params, tokenizer = load_run(folder)
+    if config.planner is None:
+        raise UserError(f"{folder} has no planner: name the folder that train.py wrote.")
+    args = TrainArguments(**read_train_config(path))
+    task = load_task(
+        task_name=args.task_name,
+        data_dir=args.data_dir,
+        train_file=args.train_file,
+        validation_file=args.validation_file,
+        on_bad_row=args.on_bad_row,
+    )
+    if "train" not in task.splits:
+        raise UserError(f"{folder}: its data has no training split any more; put it back.")
+    rows = training_rows(task, tokenizer, args)
+    _, teacher_config, teacher_params, _ = load_run(str(path / TEACHER))
+    return Run(path, config, params, tokenizer, args, task, rows, teacher_config, teacher_params)
+
+
+def mean_plan_losses(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Plans [K, P] and their mean losses [K] under the run's weights, on its held-out rows."""
+    table, losses = held_out_table(
+        run.config,
+        run.params,
+        run.rows.held_out,
+        run.teacher_logits(run.rows.held_out),
+        max_seq_length=run.args.max_seq_length,
+        seed=run.args.seed,
+    )
+    return table.plans, losses.mean(axis=0)
+
+
+def fit(
+    run: Run,
+    name: str,
+    loss: Loss,
+    config: DPBertConfig,
+    params: Params,
+    distilled: np.ndarray | None,
+) -> Params:
+    """Trains parameters by a loss on the run's rows; `distilled` are the teacher's logits."""
+    # As the stages that the run's own backbone went through after the dense one.
+    rate = run.args.backbone_learning_rate("final")
+    args = dataclasses.replace(run.args, learning_rate=rate)
+    plan = StagePlan("dense", 0, 0, run.steps)
+    optimizer = stage_optimizer(params, config, plan, args)
+    step = make_train_step(
+        loss,
+        optimizer,
+        num_steps=plan.num_steps,
+        accumulation=args.gradient_accumulation_steps,
+        seed=args.seed,
+    )
+    state = run_stage(
+        plan,
+        step,
+        create_state(params, optimizer),
+        run.rows.kept,
+        distilled,
+        row_numbers=run.rows.kept_numbers,
+        batch_size=global_batch_size(args),
+        max_seq_length=args.max_seq_length,
+        pad_token_id=config.bert.pad_token_id,
+        seed=args.seed,
+        logging_steps=args.logging_steps,
+        save_steps=plan.num_steps + 1,
+        tracker=Trackers([]),
+        save=lambda done, state: None,
+        is_regression=config.bert.is_regression,
+        title=name,
+    )
+    return jax.device_get(state.params)

@@ -1,0 +1,50 @@
+"""A static model of k layers, fine-tuned as such: the same plan for every input, built in.
+
+The strongest of simple baselines (Sajjad et al., 2004.03844, drop layers of a pretrained model and
+fine-tune what is left). Here it starts from the run's own teacher, distils from it, takes as many
+steps as the run did after the teacher, and runs the k layers that do best on held-out rows.
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.hub import save_folder
+from dpbert_jax.policies.dpbert import DPBert, Params
+from dpbert_jax.run_folder import BASELINES
+from dpbert_jax.study.fit import Run, fit
+from dpbert_jax.training.objective import stage_loss
+from dpbert_jax.training.rows import compute_dtype
+from dpbert_jax.training.step import AXIS
+
+
+def keep_layers(
+    config: DPBertConfig, params: Params, layers: list[int]
+) -> tuple[DPBertConfig, Params]:
+    """A dense model of these layers alone, renumbered from 0."""
+    bert = dataclasses.replace(config.bert, num_hidden_layers=len(layers))
+    kept = {name: params[name] for name in ("embeddings", "head")}
+    for number, layer in enumerate(layers):
+        kept[f"layer_{number}"] = params[f"layer_{layer}"]
+    return DPBertConfig(bert), kept
+
+
+def static_folder(run_folder: Path, layers: int) -> Path:
+    return run_folder / BASELINES / f"static_{layers}"
+
+
+def train_static(run: Run, layer_mask: np.ndarray) -> Path:
+    """Fine-tunes the static model of a plan [L]; leaves a plain Hugging Face BERT of k layers."""
+    layers = np.flatnonzero(layer_mask).tolist()
+    config, params = keep_layers(run.teacher_config, run.teacher_params, layers)
+    model = DPBert(config, compute_dtype(run.args))
+    loss = partial(stage_loss, "dense", model, axis_name=AXIS)
+    distilled = run.teacher_logits(run.rows.kept)
+    name = f"static {'.'.join(map(str, layers))}"
+    params = fit(run, name, loss, config, params, distilled)
+    folder = static_folder(run.folder, len(layers))
+    save_folder(folder, config, params, run.tokenizer)
+    return folder

@@ -1,0 +1,112 @@
+"""The plan table: what every plan of a bank says of every row of a split, at one tree's cost.
+
+Plans that begin alike share what they have in common, so all 2^P plans of P layers take 2^P - 1
+layer runs a row, instead of P 2^(P-1) one after the other (31 instead of 80 for P = 5).
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.encoder.inference_layer import run_layer
+from dpbert_jax.encoder.modules import attention_bias
+from dpbert_jax.inference.path import Weights, classify, embed, prepare
+from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.policies.planner import summarise
+
+STATE_ROWS = 512  # rows times plans in memory at once
+
+
+class PlanTable(NamedTuple):
+    """N rows under K plans."""
+
+    plans: np.ndarray  # gates [K, P]
+    logits: np.ndarray  # [N, K, C]
+    features: np.ndarray  # [N, F], what the planner reads of a row
+
+
+def make_table(
+    config: DPBertConfig,
+    params: Params,
+    split: TokenizedSplit,
+    plans: np.ndarray,
+    *,
+    max_seq_length: int,
+    dtype: DTypeLike = jnp.float32,
+) -> PlanTable:
+    """Runs all plans on all rows of a split; compiles once for each length bucket."""
+    weights = prepare(config, params, dtype)
+    program = jax.jit(partial(_run_tree, config, dtype, plans))
+    batch_size = max(STATE_ROWS // len(plans), 1)
+    logits = np.zeros((len(split), len(plans), config.bert.num_labels), np.float32)
+    features = np.zeros((len(split), 2 * config.bert.hidden_size + 1), np.float32)
+    pad = config.bert.pad_token_id
+    for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
+        real = batch["weights"] > 0
+        rows = batch["indices"][real]
+        inputs = (batch[k] for k in ("input_ids", "attention_mask", "token_type_ids"))
+        found, read = program(weights, *inputs)
+        logits[rows], features[rows] = np.asarray(found)[real], np.asarray(read)[real]
+    return PlanTable(plans, logits, features)
+
+
+class _Level(NamedTuple):
+    """One layer of the tree: which states run it, and where each state of the next level is from.
+
+    `source` counts the states before the layer first, then those that ran it.
+    """
+
+    run: np.ndarray
+    source: np.ndarray
+
+
+def _levels(plans: np.ndarray) -> Iterator[_Level]:
+    before = np.zeros((1, 0), plans.dtype)
+    for i in range(plans.shape[1]):
+        after = np.unique(plans[:, : i + 1], axis=0)
+        parent = (after[:, None, :i] == before[None]).all(axis=2).argmax(axis=1)
+        runs = after[:, i] > 0
+        run = np.unique(parent[runs])
+        ran = len(before) + np.searchsorted(run, parent)
+        yield _Level(run, np.where(runs, ran, parent))
+        before = after
+
+
+def _run_tree(
+    config: DPBertConfig,
+    dtype: DTypeLike,
+    plans: np.ndarray,
+    weights: Weights,
+    input_ids: Int[Array, "B S"],
+    attention_mask: Int[Array, "B S"],
+    token_type_ids: Int[Array, "B S"],
+) -> tuple[Float[Array, "B K C"], Float[Array, "B F"]]:
+    """Logits under every plan, and the planner's features."""
+    rows = input_ids.shape[0]
+    states = embed(config, dtype, weights, input_ids, token_type_ids).transpose(2, 0, 1)
+    bias = attention_bias(attention_mask)
+    layer: Callable[..., Any] = partial(run_layer, config.bert)
+    for stem in weights.layers[: config.stem_layers]:
+        states = layer(stem, states, bias)
+    features = summarise(states.transpose(1, 2, 0), attention_mask)
+    states = states[None]  # [plans so far, D, B, S]
+    for level, planned in zip(_levels(plans), weights.layers[config.stem_layers :], strict=True):
+        if len(level.run):
+            ran = states[level.run].transpose(1, 0, 2, 3)  # [D, plans that run, B, S]
+            shape = ran.shape
+            ran = ran.reshape(shape[0], -1, shape[3])
+            ran = layer(planned, ran, jnp.tile(bias, (len(level.run), 1, 1, 1)))
+            states = jnp.concatenate([states, ran.reshape(shape).transpose(1, 0, 2, 3)])
+        states = states[level.source]
+    first = states[..., 0].transpose(0, 2, 1).reshape(-1, states.shape[1])  # [K * B, D]
+    logits = classify(config, dtype, weights, first).reshape(len(states), rows, -1)
+    _, order = np.unique(plans, axis=0, return_inverse=True)  # the last level is sorted
+    return logits[order.reshape(-1)].transpose(1, 0, 2), features

@@ -1,0 +1,73 @@
+"""Controls: the mean cost that they are asked for, exactly, and no look at the input."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.study.controls import (
+    best_mix,
+    best_static_plan,
+    mixed_plans,
+    random_plans,
+    shuffled_plans,
+)
+from dpbert_jax.training.plan_bank import all_plans
+
+CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=6), PlannerConfig(stem_layers=1))
+PLANS = all_plans(CONFIG)
+
+
+@pytest.mark.parametrize("mean_layers", [1.0, 2.4, 3.0, 4.65, 6.0])
+def test_random_plans_have_the_mean_depth_and_two_depths(mean_layers):
+    plans = random_plans(CONFIG, 200, mean_layers, seed=0)
+    assert plans.sum(axis=1).mean() == pytest.approx(mean_layers, abs=1 / 200)
+    assert np.ptp(plans.sum(axis=1)) <= 1
+    assert plans[:, 0].all()
+
+
+def test_random_plans_take_every_layer_alike():
+    share = random_plans(CONFIG, 5000, 3.5, seed=1)[:, 1:].mean(axis=0)
+    np.testing.assert_allclose(share, 0.5, atol=0.03)
+
+
+def test_shuffled_plans_are_the_same_plans():
+    plans = random_plans(CONFIG, 50, 3.5, seed=0)
+    shuffled = shuffled_plans(plans, seed=1)
+    assert (shuffled != plans).any()
+    numbers = (np.sort(made @ 2 ** np.arange(6)) for made in (plans, shuffled))
+    np.testing.assert_array_equal(*numbers)
+
+
+@pytest.mark.parametrize("mean_gates", [0.0, 1.3, 2.0, 3.7, 5.0])
+def test_no_mix_of_three_is_better_than_the_best_of_two(mean_gates):
+    random = np.random.default_rng(0)
+    losses = random.random(len(PLANS)) - 0.1 * PLANS.sum(axis=1)
+    mix = best_mix(PLANS, losses, mean_gates)
+    at = {plan.tobytes(): loss for plan, loss in zip(PLANS, losses, strict=True)}
+    least = (1 - mix.share) * at[mix.cheap.tobytes()] + mix.share * at[mix.dear.tobytes()]
+    gates = (1 - mix.share) * mix.cheap.sum() + mix.share * mix.dear.sum()
+    assert gates == pytest.approx(mean_gates)
+    for _ in range(2000):
+        three = random.choice(len(PLANS), 3)
+        weights = random.dirichlet(np.ones(3))
+        depth = weights @ PLANS[three].sum(axis=1)
+        if abs(depth - mean_gates) < 0.02:
+            assert weights @ losses[three] > least - 0.02
+
+
+def test_mixed_plans_are_the_mixs_two():
+    mix = best_mix(PLANS, -PLANS.sum(axis=1), 2.5)
+    plans = mixed_plans(CONFIG, mix, 100, seed=0)
+    assert plans.sum(axis=1).mean() == pytest.approx(3.5, abs=0.03)
+    wanted = {tuple(np.concatenate([[1], gates])) for gates in (mix.cheap, mix.dear)}
+    assert {tuple(plan) for plan in plans} == wanted
+
+
+def test_the_best_static_plan():
+    losses = np.ones(len(PLANS))
+    wanted = np.array([1, 0, 1, 0, 0], np.float32)
+    losses[(wanted == PLANS).all(axis=1)] = 0.5
+    losses[PLANS.sum(axis=1) == 3] = 0.0
+    np.testing.assert_array_equal(best_static_plan(PLANS, losses, 2), wanted)

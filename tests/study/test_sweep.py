@@ -1,0 +1,133 @@
+"""The whole of it on a tiny run: baselines trained, swept, written, drawn."""
+
+import csv
+import json
+import shutil
+from itertools import pairwise
+
+import pytest
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.hub import load_run
+from dpbert_jax.study.baselines import BaselineArguments, train_baselines
+from dpbert_jax.study.curve import pareto_front
+from dpbert_jax.study.sweep import sweep
+from dpbert_jax.study.sweep_arguments import SweepArguments
+
+
+@pytest.fixture(scope="module")
+def run_with_baselines(tiny_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("swept") / "run"
+    shutil.copytree(tiny_run, folder)
+    train_baselines(BaselineArguments(run_dir=str(folder), layers="2"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swept(run_with_baselines, tmp_path_factory):
+    output = tmp_path_factory.mktemp("sweeps") / "out"
+    arguments = SweepArguments(
+        run_dir=str(run_with_baselines),
+        output_dir=str(output),
+        budgets="0.5,0.7,0.85,1.0",
+        draws=2,
+        repeats=1,
+        latency_rows=3,
+    )
+    return sweep(arguments), output
+
+
+def test_a_static_baseline_is_a_plain_bert_of_its_layers(run_with_baselines):
+    _, config, _, _ = load_run(str(run_with_baselines / "baselines" / "static_2"))
+    assert config.planner is None and config.bert.num_hidden_layers == 2
+
+
+def of(report, variant):
+    return [point for point in report["points"] if point["variant"] == variant]
+
+
+def test_every_variant_has_its_points(swept):
+    report, _ = swept
+    for variant in ("threshold", "top_k", "deebert", "pabee"):
+        assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85, 1.0]
+    for variant in ("random", "shuffled", "mix"):
+        assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85]
+    assert [point["mean_layers"] for point in of(report, "static")] == [2.0]
+    assert all(0 <= point["agreement"] <= 1 for point in report["points"])
+
+
+@pytest.mark.parametrize("variant", ["threshold", "top_k"])
+def test_a_larger_budget_never_costs_less(swept, variant):
+    costs = [point["cost"] for point in of(swept[0], variant)]
+    assert all(low <= high for low, high in pairwise(costs))
+    assert costs[-1] == pytest.approx(1, abs=0.1)  # and the planner, which is large here
+
+
+@pytest.mark.parametrize("variant", ["random", "shuffled", "mix"])
+def test_controls_cost_what_the_planned_point_costs(swept, variant):
+    planned_points = of(swept[0], "threshold")[:-1]
+    for point, planned in zip(of(swept[0], variant), planned_points, strict=True):
+        assert point["mean_layers"] == pytest.approx(planned["mean_layers"], abs=0.06)
+
+
+def test_planned_points_are_timed(swept):
+    for point in of(swept[0], "threshold"):
+        assert point["latency_ms"] > 0 and point["samples_per_second"] > 0
+        assert 0 < point["latency_cost"] < 1.2
+
+
+def test_files(swept):
+    report, folder = swept
+    assert json.loads((folder / "sweep.json").read_text()) == json.loads(json.dumps(report))
+    with (folder / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(report["points"])
+    assert [row["variant"] for row in rows] == [p["variant"] for p in report["points"]]
+    for name in ("curve.png", "layers_by_difficulty.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_control_that_was_not_trained_is_refused_by_name_and_left_out_of_all(tiny_run, tmp_path):
+    flags = {"run_dir": str(tiny_run), "budgets": "0.7", "repeats": 0, "draws": 1}
+    with pytest.raises(UserError, match=r"--controls pabee: .*dpbert baselines"):
+        sweep(SweepArguments(output_dir=str(tmp_path), controls="pabee", **flags))
+    report = sweep(SweepArguments(output_dir=str(tmp_path), plan_rules="threshold", **flags))
+    assert {p["variant"] for p in report["points"]} == {"threshold", "random", "shuffled", "mix"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"budgets": "0.5,x"}, "--budgets is '0.5,x'"),
+        ({"controls": "random,none"}, "--controls none: must be of"),
+        ({"plan_rules": "best"}, "--plan_rules best"),
+        ({"draws": 0}, "--draws is 0"),
+        ({"repeats": -1}, "--repeats is -1"),
+    ],
+)
+def test_flags_refused(flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        SweepArguments(run_dir="x", output_dir="y", **flags)
+
+
+def test_baselines_refused(tiny_run):
+    with pytest.raises(UserError, match=r"--layers 5: a static plan has 2 to 3 layers"):
+        train_baselines(BaselineArguments(run_dir=str(tiny_run), layers="5"))
+    with pytest.raises(UserError, match="has no planner"):
+        train_baselines(BaselineArguments(run_dir=str(tiny_run / "teacher")))
+    with pytest.raises(UserError, match="--methods best"):
+        BaselineArguments(run_dir="x", methods="best")
+
+
+def test_the_pareto_front_has_what_none_beats():
+    points = [
+        (0.3, float("nan")),
+        (0.5, 0.7),
+        (0.6, 0.6),
+        (0.6, 0.8),
+        (0.7, 0.8),
+        (0.9, 0.9),
+        (0.4, 0.5),
+    ]
+    front = pareto_front([{"cost": cost, "score": score} for cost, score in points])
+    assert front == [(0.4, 0.5), (0.5, 0.7), (0.6, 0.8), (0.9, 0.9)]
