@@ -19,7 +19,7 @@ from dpbert_jax.flags import parse, unused_folder
 from dpbert_jax.hub import load_run
 from dpbert_jax.run_folder import TRAIN_CONFIG, read_train_config
 
-logger = logging.getLogger("dpbert_jax.export")
+logger = logging.getLogger(__name__)
 
 
 def export(args: ExportArguments) -> bool:

@@ -21,7 +21,7 @@ from dpbert_jax.hub.folders import (
     resolve_folder,
 )
 
-logger = logging.getLogger("dpbert_jax.convert")
+logger = logging.getLogger(__name__)
 LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)")
 
 

@@ -16,7 +16,7 @@ from dpbert_jax.study.early_exit import train_exits
 from dpbert_jax.study.fit import mean_plan_losses, open_run
 from dpbert_jax.study.static import train_static
 
-logger = logging.getLogger("dpbert_jax.baselines")
+logger = logging.getLogger(__name__)
 METHODS = ("static", "deebert", "pabee")
 
 

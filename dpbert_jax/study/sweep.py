@@ -33,7 +33,7 @@ from dpbert_jax.study.points import (
 from dpbert_jax.study.sweep_arguments import SweepArguments
 from dpbert_jax.study.timing import time_points
 
-logger = logging.getLogger("dpbert_jax.sweep")
+logger = logging.getLogger(__name__)
 COLUMNS = (
     "split",
     "variant",

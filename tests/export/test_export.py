@@ -10,7 +10,7 @@ import pytest
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig, read_config
 from dpbert_jax.errors import UserError
-from dpbert_jax.export import __main__ as cli
+from dpbert_jax.export import command as cli
 from dpbert_jax.export.arguments import ExportArguments
 from dpbert_jax.export.formats import FORMATS
 from dpbert_jax.export.verify import TOLERANCE, on_edge
