@@ -10,7 +10,8 @@ TEACHER = "teacher"  # the dense model of stage 1, a plain Hugging Face BERT fol
 BEST = "best"  # the model of the best epoch so far, with --keep_best
 BASELINES = "baselines"  # what `python -m dpbert_jax.baselines` trained for the run
 TRAIN_CONFIG = "train_config.json"
-RESOLVED = "resolved"  # in it, what followed from the flags and the devices
+RESOLVED = "resolved"  # in it, what followed from the flags, the devices and the data
+COLUMNS = "columns"  # and in that, the columns that the run was trained on
 SKIPPED_ROWS = "skipped_rows.txt"  # there only where rows were skipped
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -26,9 +27,10 @@ def read_train_config(folder: Path) -> dict[str, Any]:
 
 
 def read_resolved(folder: Path) -> dict[str, Any]:
-    """What followed from the flags and the devices: `global_batch_size`, rows a step.
+    """What followed from the flags, the devices and the data.
 
-    Empty for a run from before it was recorded.
+    `global_batch_size`, rows a step; `columns`, the fields of `data.columns.Columns`. Empty for a
+    run from before they were recorded.
     """
     return _read_record(folder).get(RESOLVED, {})
 
