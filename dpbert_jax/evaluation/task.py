@@ -24,7 +24,10 @@ def with_run_defaults(args: EvalArguments, folder: Path) -> EvalArguments:
         if own_data:
             return args  # a model from elsewhere, on data that was named
         raise
-    changes: dict[str, Any] = {"max_seq_length": args.max_seq_length or before["max_seq_length"]}
+    changes: dict[str, Any] = {
+        "model_name_or_path": str(folder),  # of a bucket's URL: where the run's record lies
+        "max_seq_length": args.max_seq_length or before["max_seq_length"],
+    }
     inherited: tuple[str, ...] = ()
     if not own_data:
         changes |= {key: before[key] for key in ("task_name", "data_dir", "validation_file")}
