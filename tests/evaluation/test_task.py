@@ -38,9 +38,9 @@ def run(tmp_path):
     return record
 
 
-def load(folder, config=NAMED, needs_labels=True, **flags):
+def load(folder, config=NAMED, labels="needed", **flags):
     args = with_run_defaults(EvalArguments(str(folder), **flags), folder)
-    return load_task_of(args, config, needs_labels)
+    return load_task_of(args, config, labels)
 
 
 def file(folder, header, *rows):
@@ -88,7 +88,7 @@ def test_an_older_run_has_no_columns_and_the_file_is_read_as_any(run, tmp_path):
 
 def test_a_file_may_lack_labels_where_they_are_not_needed(run, tmp_path):
     path = file(tmp_path, "text", "a dog")
-    data = load(run(SINGLE), validation_file=path, needs_labels=False)
+    data = load(run(SINGLE), validation_file=path, labels="optional")
     assert data.splits["validation"].labels is None and data.spec.labels == NAMED.bert.labels
     with pytest.raises(UserError, match=r"served\.csv: there is no column 'label'"):
         load(run(SINGLE), validation_file=path)
@@ -96,7 +96,7 @@ def test_a_file_may_lack_labels_where_they_are_not_needed(run, tmp_path):
         tmp_path, "text,Label", "a dog,negative", "a cat,neutral"
     )  # checked, as it is there
     with pytest.raises(UserError, match="line 3: label 'neutral' is not one of"):
-        load(run(SINGLE), validation_file=path, needs_labels=False)
+        load(run(SINGLE), validation_file=path, labels="optional")
 
 
 def test_class_names_in_any_order_case_or_mapping(run, tmp_path):
