@@ -37,6 +37,11 @@ class TrainArguments:
     teacher: str | None = flag(
         None, "A fine-tuned BERT folder to start from; stage 1 is then skipped."
     )
+    ignore_mismatched_sizes: bool = flag(
+        False,
+        "Start a new head where that of --model_name_or_path was made for another number of "
+        "classes.",
+    )
     task_name: str | None = flag(
         None, "A GLUE task (cola, mnli, ...) or `docstrings` (built in, offline)."
     )
@@ -144,6 +149,11 @@ class TrainArguments:
             )
         if self.label_mapping and not self.teacher:
             raise UserError("--label_mapping is of the classes of a --teacher, but there is none.")
+        if self.teacher and self.ignore_mismatched_sizes:
+            raise UserError(
+                "--ignore_mismatched_sizes starts a new head, but that of a --teacher is kept: "
+                "leave it out, or name the model with --model_name_or_path."
+            )
         if not 0 < self.min_budget < 1:
             raise UserError(f"--min_budget is {self.min_budget}, but must lie between 0 and 1.")
         if not self.min_budget <= self.max_budget <= 1:

@@ -123,8 +123,19 @@ def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | 
     # All that can be refused is looked at before the output folder is claimed.
     tokenizer = load_tokenizer(source)
     fresh = () if args.teacher else ("classifier", "bert.pooler")
-    source_params = load_params(source, dense, fresh=fresh, seed=args.seed)
+    source_params = load_params(
+        source,
+        dense,
+        fresh=fresh,
+        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        seed=args.seed,
+    )
     rows = training_rows(task, tokenizer, args)
+    if rows.kept.type_ids.max(initial=0) >= dense.bert.type_vocab_size:
+        raise UserError(
+            f"This data has pairs of texts, but {source} has an embedding for the first of two "
+            f"only (type_vocab_size is {dense.bert.type_vocab_size}): start from another model."
+        )
     plans = plan_stages(rows, args)
     check_memory(config, rows.kept.lengths, args)
     resolved = {
