@@ -10,7 +10,9 @@ TEACHER = "teacher"  # the dense model of stage 1, a plain Hugging Face BERT fol
 BEST = "best"  # the model of the best epoch so far, with --keep_best
 BASELINES = "baselines"  # what `dpbert baselines` trained for the run
 TRAIN_CONFIG = "train_config.json"
-RESOLVED = "resolved"  # in it, what followed from the flags and the devices
+EXPORT_CONFIG = "export_config.json"  # of a folder that `dpbert export` wrote
+RESOLVED = "resolved"  # in it, what followed from the flags, the devices and the data
+COLUMNS = "columns"  # and in that, the columns that the run was trained on
 SKIPPED_ROWS = "skipped_rows.txt"  # there only where rows were skipped
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -26,15 +28,24 @@ def read_train_config(folder: Path) -> dict[str, Any]:
 
 
 def read_resolved(folder: Path) -> dict[str, Any]:
-    """What followed from the flags and the devices: `global_batch_size`, rows a step.
+    """What followed from the flags, the devices and the data.
 
-    Empty for a run from before it was recorded.
+    `global_batch_size`, rows a step; `columns`, the fields of `data.columns.Columns`. Empty for a
+    run from before they were recorded.
     """
     return _read_record(folder).get(RESOLVED, {})
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / TRAIN_CONFIG
+def read_max_seq_length(folder: Path) -> int | None:
+    """Tokens that a run's or an export's inputs were cut to; None where the folder does not say."""
+    for name in (TRAIN_CONFIG, EXPORT_CONFIG):
+        if (folder / name).exists():
+            return _read_record(folder, name).get("max_seq_length")
+    return None
+
+
+def _read_record(folder: Path, name: str = TRAIN_CONFIG) -> dict[str, Any]:
+    path = folder / name
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -19,11 +19,14 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# A run's programs are compiled once for all runs of the session, those of subprocesses too.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dpbert_jax_tests")
+# A run's programs are compiled once for all runs of the session, those of subprocesses too; where
+# DPBERT_JAX_TEST_CACHE names a folder, once for many sessions, which saves most of their time.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "DPBERT_JAX_TEST_CACHE"
+) or tempfile.mkdtemp(prefix="dpbert_jax_tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # Nothing is read from, or left in, the tokenised splits of whoever runs the tests.
-os.environ["DPBERT_JAX_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] + "/tokenized"
+os.environ["DPBERT_JAX_CACHE"] = tempfile.mkdtemp(prefix="dpbert_jax_tokenized")
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +35,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import install_import_hook
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+atexit.register(shutil.rmtree, os.environ["DPBERT_JAX_CACHE"], ignore_errors=True)
+if "DPBERT_JAX_TEST_CACHE" not in os.environ:
+    cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
 install_import_hook("dpbert_jax", "beartype.beartype")
 # A dimension that appears silently is a bug that still computes something.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -9,6 +9,9 @@ from dpbert_jax.data.batches import (
     epoch_schedule,
     num_batches,
 )
+from dpbert_jax.data.classes import Classes, classes_of_model
+from dpbert_jax.data.columns import Columns
+from dpbert_jax.data.custom import LabelUse
 from dpbert_jax.data.sources import TASK_NAMES, load_task
 from dpbert_jax.data.tasks import GLUE_TASKS, Examples, TaskData, TaskSpec
 from dpbert_jax.data.tokenize import TokenizedSplit, tokenize
@@ -18,13 +21,17 @@ __all__ = [
     "LENGTH_BUCKETS",
     "TASK_NAMES",
     "Batch",
+    "Classes",
+    "Columns",
     "Examples",
+    "LabelUse",
     "TaskData",
     "TaskSpec",
     "TokenizedSplit",
     "batches",
     "bucket_length",
     "chunks",
+    "classes_of_model",
     "epoch_schedule",
     "load_task",
     "num_batches",

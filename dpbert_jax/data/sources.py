@@ -1,14 +1,16 @@
 """Where a task's rows come from: own files, a GLUE folder, the hub, or the built-in dataset."""
 
 import logging
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpbert_jax.data import docstrings
-from dpbert_jax.data.custom import load_files
+from dpbert_jax.data.classes import Classes, aligned, with_positive_class
+from dpbert_jax.data.columns import Columns
+from dpbert_jax.data.custom import LabelUse, load_files
 from dpbert_jax.data.glue_folder import load_glue_folder, task_of_folder
 from dpbert_jax.data.tasks import GLUE_TASKS, Examples, TaskData, TaskSpec, canonical_name
 from dpbert_jax.errors import UserError
@@ -26,14 +28,18 @@ def load_task(
     train_file: str | None = None,
     validation_file: str | None = None,
     test_file: str | None = None,
-    labels: Sequence[str] | None = None,
+    columns: Columns | None = None,
+    trained_on: Columns | None = None,
+    problem_type: str | None = None,
+    model: Classes | None = None,
+    positive_class: str | None = None,
+    labels: LabelUse = "needed",
     on_bad_row: str = "error",
 ) -> TaskData:
     """Load a task from exactly one source.
 
     - `train_file` and `validation_file`, maybe `test_file`: own files (`custom.load_files`).
-      Without `train_file`, to evaluate a trained model, `labels` gives its class names in id order,
-      none for a regression task.
+      Without `train_file`, to evaluate a trained model, `model` says which classes it knows.
     - `task_name="docstrings"`: the built-in dataset.
     - `data_dir`: GLUE's published files, either the folder of the task or the one above it.
       `task_name` may be left out where the folder's name tells it.
@@ -42,22 +48,61 @@ def load_task(
     A row of a file that cannot be used is refused; with `on_bad_row="skip"` it is left out, noted
     in `TaskData.skipped` and counted in the log.
 
+    Args:
+        columns: what the user named, for own files, as is `problem_type`.
+        trained_on: the columns of the model's run, which own files must have.
+        model: the classes of a trained model; the task's are brought into their order.
+        positive_class: the class that F1 is of.
+        labels: whether an own validation file must have them, may, or is not asked for them.
+
     Raises UserError for an unknown task, for arguments that contradict each other, and for data
-    that cannot be read.
+    that cannot be read, or is not what the model was trained for.
     """
     named = {"train": train_file, "validation": validation_file, "test": test_file}
     files = {split: Path(path) for split, path in named.items() if path}
     if files:
-        return _logged(_load_own_files(files, task_name, data_dir, labels, on_bad_row))
-    if labels is not None:
-        raise UserError("labels go with one's own files; a named task brings its own.")
+        _check_own_files(files, task_name, data_dir)
+        task = load_files(
+            files,
+            flags=columns,
+            trained_on=trained_on,
+            problem_type=problem_type,
+            model=model,
+            labels=labels,
+            on_bad_row=on_bad_row,
+        )
+    else:
+        for flag, value in _flags_of_own_files(columns, problem_type):
+            if value:
+                raise UserError(f"{flag} {value} is for one's own files; a named task has its own.")
+        task = _load_named(task_name, data_dir, on_bad_row)
+        task = aligned(task, model) if model else task
+    _log_skipped(task)
+    if positive_class is not None:
+        task = replace(task, spec=with_positive_class(task.spec, positive_class))
+    return task
+
+
+def _flags_of_own_files(
+    columns: Columns | None, problem_type: str | None
+) -> list[tuple[str, str | None]]:
+    columns = columns or Columns()
+    return [
+        ("--text_column_name", columns.text),
+        ("--text_pair_column_name", columns.text_pair),
+        ("--label_column_name", columns.label),
+        ("--problem_type", problem_type),
+    ]
+
+
+def _load_named(task_name: str | None, data_dir: str | None, on_bad_row: str) -> TaskData:
     task = None if task_name is None else _known_task(task_name)
     if task == docstrings.TASK_NAME:
         if data_dir:
             raise UserError(f"--data_dir {data_dir} has no part in the built-in task '{task}'.")
         return docstrings.load_docstrings()
     if data_dir:
-        return _logged(load_glue_folder(*_task_folder(Path(data_dir), task), on_bad_row))
+        return load_glue_folder(*_task_folder(Path(data_dir), task), on_bad_row)
     if task is None:
         raise UserError(
             "No data: give --task_name, --data_dir, or --train_file with --validation_file. "
@@ -66,14 +111,13 @@ def load_task(
     return _load_from_hub(GLUE_TASKS[task])
 
 
-def _logged(task: TaskData) -> TaskData:
-    """The same, once it is told how many rows were left out, and why the first of them."""
+def _log_skipped(task: TaskData) -> None:
+    """Tells how many rows were left out, and why the first of them."""
     for split, messages in task.skipped.items():
         shown = "".join(f"\n  {message}" for message in messages[:3])
         more = "\n  ..." if len(messages) > 3 else ""
         total = len(messages) + len(task.splits[split])
         logger.warning("%s: %d of %d rows skipped.%s%s", split, len(messages), total, shown, more)
-    return task
 
 
 def _known_task(task_name: str) -> str:
@@ -83,13 +127,7 @@ def _known_task(task_name: str) -> str:
     return task
 
 
-def _load_own_files(
-    files: dict[str, Path],
-    task_name: str | None,
-    data_dir: str | None,
-    labels: Sequence[str] | None,
-    on_bad_row: str,
-) -> TaskData:
+def _check_own_files(files: dict[str, Path], task_name: str | None, data_dir: str | None) -> None:
     for flag, value in (("--task_name", task_name), ("--data_dir", data_dir)):
         if value:
             raise UserError(
@@ -97,7 +135,6 @@ def _load_own_files(
             )
     if "validation" not in files:
         raise UserError("Own files need --validation_file.")
-    return load_files(files, labels, on_bad_row)
 
 
 def _task_folder(folder: Path, task: str | None) -> tuple[Path, str]:
@@ -138,10 +175,13 @@ def _load_from_hub(spec: TaskSpec) -> TaskData:
 
 def _from_hub_split(spec: TaskSpec, rows: Any) -> Examples:
     """One split as the hub has it: columns `text_columns` and `label`, -1 where unlabelled."""
-    names = getattr(rows.features["label"], "names", None)
-    if (tuple(names) if names else None) != spec.labels:
+    names = getattr(rows.features["label"], "names", None) or ()
+    ids = [Classes(spec.problem_type, spec.labels or ()).find(name) for name in names]
+    if sorted(index for index in ids if index is not None) != list(range(len(spec.labels or ()))):
         raise UserError(f"{HUB_NAME} has {spec.name} with labels {names}, not {spec.labels}.")
-    labels = np.asarray(rows["label"], np.float32 if spec.is_regression else np.int32)
+    labels = np.asarray(rows["label"], np.float32)
+    if not spec.is_regression:
+        labels = np.asarray([*ids, -1], np.int32)[labels.astype(np.int32)]  # -1 stays what it is
     texts = [list(rows[column]) for column in spec.text_columns]
     return Examples(
         text_a=texts[0],

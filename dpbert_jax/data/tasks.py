@@ -26,6 +26,7 @@ class TaskSpec:
     validation_splits: tuple[str, ...] = ("validation",)
     multi_label: bool = False  # a row has any number of the classes, not one
     positive: int = 1  # the class that F1 is of
+    label_column: str = "label"
 
     @property
     def problem_type(self) -> ProblemType:
@@ -90,7 +91,10 @@ class TaskData:
 
 
 def custom_spec(
-    text_columns: tuple[str, ...], labels: tuple[str, ...] | None, multi_label: bool = False
+    text_columns: tuple[str, ...],
+    labels: tuple[str, ...] | None,
+    multi_label: bool = False,
+    label_column: str = "label",
 ) -> TaskSpec:
     """The task that a user's own files define."""
     if labels is None:
@@ -101,7 +105,14 @@ def custom_spec(
         metrics = ("accuracy", "f1", "f1_macro")
     else:
         metrics = ("accuracy", "f1_macro")
-    return TaskSpec("custom", text_columns, labels, metrics, multi_label=multi_label)
+    return TaskSpec(
+        "custom",
+        text_columns,
+        labels,
+        metrics,
+        multi_label=multi_label,
+        label_column=label_column,
+    )
 
 
 def canonical_name(name: str) -> str:

@@ -50,7 +50,7 @@ def write_answers(
         args, task_name=None, data_dir=None, validation_file=args.predict_file, on_bad_row="error"
     )
     wanted = with_run_defaults(wanted, folder)
-    rows = load_task_of(wanted, config, labelled=False).splits["validation"]
+    rows = load_task_of(wanted, config, labels="unread").splits["validation"]
     split = tokenize(rows.head(args.max_eval_samples), tokenizer, wanted.max_seq_length or 128)
     run = make_runner(wanted, config, params)
     rule = resolve_rule(config, args.budget[0], args.plan_rule)

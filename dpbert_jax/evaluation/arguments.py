@@ -36,6 +36,23 @@ class EvalArguments:
     task_name: str | None = flag(None, "Another task than the run's.")
     data_dir: str | None = flag(None, "Another GLUE folder than the run's.")
     validation_file: str | None = flag(None, "Your own rows, in the columns of the training file.")
+    text_column_name: str | None = flag(
+        None, "Column of the texts in that file. Default: the training file's."
+    )
+    text_pair_column_name: str | None = flag(
+        None, "Column of the second text of a pair. Default: the training file's."
+    )
+    label_column_name: str | None = flag(
+        None, "Column of the labels. Default: the training file's."
+    )
+    label_mapping: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "NAME=CLASS for each class, a name in the data and the model's name or id of "
+            "it, as in negative=0 positive=1. Default: classes are matched by name."
+        },
+    )
+    positive_class: str | None = flag(None, "Class that F1 is of. Default: the run's.")
     on_bad_row: str | None = flag(
         None,
         "error: refuse a file with a row that cannot be used; skip: leave such rows out and count "

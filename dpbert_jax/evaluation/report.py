@@ -70,7 +70,7 @@ def evaluate(subject: Subject, args: EvalArguments) -> list[Result]:
     """
     folder, config, params, tokenizer = subject[:4]
     args = with_run_defaults(args, folder)
-    task = load_task_of(args, config)
+    task = load_task_of(args, config, labels="optional")
     unlabelled = [name for name in task.spec.validation_splits if task.splits[name].labels is None]
     if unlabelled and args.calibrate:
         logger.info("The rows of %s have no labels: nothing is scored.", unlabelled[0])
@@ -130,7 +130,7 @@ def evaluate(subject: Subject, args: EvalArguments) -> list[Result]:
 def _calibrated(subject: Subject, args: EvalArguments) -> Subject:
     """With thresholds found on the inputs of a split; they are written to the run's folder too."""
     folder, config = subject.folder, subject.config
-    task = load_task_of(args, config)
+    task = load_task_of(args, config, labels="optional")
     if args.calibrate not in task.splits:
         raise UserError(
             f"--calibrate {args.calibrate}: this data has the splits {sorted(task.splits)}."

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from dpbert_jax.bucket import BucketFolder, is_url
 from dpbert_jax.config import DPBertConfig, read_config, write_config
 from dpbert_jax.errors import UserError
-from dpbert_jax.hub.keys import canonical_hf_key, key_table
+from dpbert_jax.hub.keys import OURS, by_prefix, canonical_hf_key, key_table
 from dpbert_jax.integrity import (
     SUMS,
     digest,
@@ -36,7 +36,16 @@ logger = logging.getLogger(__name__)
 
 PACKAGED = "minilm"
 WEIGHTS = "model.safetensors"
-HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.txt"]
+HUB_FILES = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab.txt",
+    # Beside a vocab.txt without tokenizer.json: the tokens and settings that it lacks.
+    "added_tokens.json",
+    "special_tokens_map.json",
+]
 
 
 def resolve_folder(model_name_or_path: str) -> Path:
@@ -80,8 +89,9 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's fast tokenizer; code that the folder brings along is never run.
 
     Raises:
-        UserError: there is none, it cannot be loaded, it names files outside the folder, or a file
-            of the folder other than the weights is not what its checksums list.
+        UserError: there is none, it cannot be loaded, is not a fast one, knows a token that the
+            model has no embedding for, or names files outside the folder; or a file of the folder
+            other than the weights is not what its checksums list.
     """
     # Which of the small files are read is up to transformers: all of them are checked.
     verify(folder, lambda name: not is_weights(name))
@@ -91,11 +101,35 @@ def load_tokenizer(folder: Path) -> Any:
     _refuse_files_elsewhere(folder)
     try:
         # Said outright: the default is to ask at the terminal.
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a damaged file raises nearly anything
         raise UserError(f"{folder} holds no tokenizer that can be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{folder}: {type(tokenizer).__name__} is not a fast tokenizer; give a model folder "
+            "that holds a tokenizer.json."
+        )
+    _refuse_ids_beyond(read_config(folder).bert.vocab_size, tokenizer, folder)
+    return tokenizer
+
+
+def _refuse_ids_beyond(vocab_size: int, tokenizer: Any, folder: Path) -> None:
+    """Looks at every token that a text can bring about, added and special ones as well.
+
+    An id beyond the embedding would be looked up as NaN. An embedding of more rows is fine.
+    """
+    beyond = {id: token for token, id in tokenizer.get_vocab().items() if id >= vocab_size}
+    if beyond:
+        largest = max(beyond)
+        raise UserError(
+            f"{folder}: the tokenizer's ids go up to {largest} (the token '{beyond[largest]}'), "
+            f"but vocab_size in config.json is {vocab_size}, and so {len(beyond)} token(s) have no "
+            "embedding. Take them out of the tokenizer's files, or enlarge the model where it was "
+            f"made: model.resize_token_embeddings({largest + 1}) of transformers, then "
+            "save_pretrained."
+        )
 
 
 def _refuse_files_elsewhere(folder: Path) -> None:
@@ -155,45 +189,76 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
             else:
                 tensors[canonical] = np.asarray(value)
     if unused:
-        logger.info("%s: not part of a classifier, left out: %s", folder, ", ".join(sorted(unused)))
+        logger.info("%s: not part of a classifier, left out: %s", folder, by_prefix(unused))
     return tensors
 
 
 def load_params(
-    folder: Path, config: DPBertConfig, *, fresh: Collection[str] = (), seed: int = 0
+    folder: Path,
+    config: DPBertConfig,
+    *,
+    fresh: Collection[str] = (),
+    ignore_mismatched_sizes: bool = False,
+    seed: int = 0,
 ) -> Params:
     """Reads `model.safetensors` into the parameters of `config`, as float32.
 
     Args:
         fresh: Hugging Face name prefixes (`classifier`, `planner`, `bert.pooler`) that are
-            initialised from `seed` where the file does not have them; everything else must be
-            there, and nothing more.
+            initialised from `seed` where the file does not have them, and heads of other kinds are
+            left out; everything else must be there, and nothing more.
+        ignore_mismatched_sizes: initialise those prefixes also where the file's have other shapes.
 
     Raises:
         UserError: with every missing key, unexpected key and misfit of shape, all at once; or the
             weights are not what the folder's checksums list.
     """
     tensors = read_tensors(folder)
+    table, fresh = key_table(config), tuple(fresh)
     shapes: Any = flatten_dict(jax.eval_shape(lambda: init_params(config, seed)))
-    flat, problems, drawn = {}, [], []
-    for entry in key_table(config):
-        if entry.hf not in tensors:
-            if entry.hf.startswith(tuple(fresh)):
-                drawn.append(entry)
-            else:
-                problems.append(f"missing {entry.hf}")
-            continue
-        flat[entry.path] = entry.to_ours(tensors.pop(entry.hf))
-        found, wanted = flat[entry.path].shape, shapes[entry.path].shape
-        if found != wanted:
-            problems.append(f"{entry.hf} has shape {found}, expected {wanted}")
-    problems += [f"unexpected {key}" for key in sorted(tensors)]
+    flat = {e.path: e.to_ours(tensors.pop(e.hf)) for e in table if e.hf in tensors}
+    absent = [e.hf for e in table if e.path not in flat]
+    misfits = {
+        e.hf: f"{e.hf} has shape {flat[e.path].shape}, expected {shapes[e.path].shape}"
+        for e in table
+        if e.path in flat and flat[e.path].shape != shapes[e.path].shape
+    }
+    replaced = [
+        prefix
+        for prefix in fresh
+        if (ignore_mismatched_sizes and any(name.startswith(prefix) for name in misfits))
+        # Without the pooler that it reads, a classifier is one of single tokens.
+        or (prefix == "classifier" and "bert.pooler.dense.weight" in absent)
+    ]
+    drawn = [
+        e
+        for e in table
+        if e.hf.startswith(fresh) and (e.hf in absent or e.hf.startswith(tuple(replaced)))
+    ]
+    missing = [name for name in absent if not name.startswith(fresh)]
+    kept_misfits = [name for name in misfits if not name.startswith(tuple(replaced))]
+    # Where nothing is missing, what is left over belongs to another head.
+    unexpected = [key for key in tensors if missing or not fresh or key.startswith(OURS)]
+    problems = [misfits[name] for name in kept_misfits]
+    if missing:
+        problems.append(f"missing {by_prefix(missing)}")
+    if unexpected:
+        problems.append(f"unexpected {by_prefix(unexpected)}")
     if problems:
-        listed = "; ".join(problems)
-        raise UserError(f"{folder / WEIGHTS} does not fit config.json: {listed}.")
+        heads = [name for name in kept_misfits if name.startswith(fresh)]
+        hint = "; train.py starts a new head with --ignore_mismatched_sizes" if heads else ""
+        raise UserError(
+            f"{folder / WEIGHTS} does not fit config.json: {'; '.join(problems)}{hint}."
+        )
+    if tensors:
+        logger.info("%s: of another head, left out: %s", folder, by_prefix(tensors))
     if drawn:
-        names = ", ".join(entry.hf for entry in drawn)
-        logger.info("%s: not in the checkpoint, newly initialised: %s", folder, names)
+        old = [e.hf for e in drawn if e.hf not in absent]
+        new = [e.hf for e in drawn if e.hf in absent]
+        if old:
+            logger.info("%s: of another head, newly initialised: %s", folder, by_prefix(old))
+        if new:
+            logger.info("%s: not in the checkpoint, newly initialised: %s", folder, by_prefix(new))
         initial = flatten_dict(init_params(config, seed))
         flat |= {entry.path: np.asarray(initial[entry.path]) for entry in drawn}
     return unflatten_dict(flat)

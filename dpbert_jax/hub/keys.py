@@ -1,10 +1,17 @@
 """The key table: which Hugging Face tensor is which parameter of ours, read in both directions."""
 
+import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
+
+OURS = ("bert.", "classifier.", "planner.")  # what the names in the key table begin with
+# What one line of a list stands for: a layer, a part of BERT, or all of another head.
+_PART = re.compile(r"bert\.encoder\.layer\.\d+|bert\.\w+|[^.]+")
 
 
 class Entry(NamedTuple):
@@ -85,3 +92,15 @@ def canonical_hf_key(key: str) -> str | None:
     key = key.removesuffix(".beta") + ".bias" if key.endswith(".beta") else key
     bare = key.startswith(("embeddings.", "encoder.", "pooler."))
     return f"bert.{key}" if bare else key
+
+
+def by_prefix(keys: Iterable[str]) -> str:
+    """A list of tensors' names for people: `cls.* (8 tensors), qa_outputs.bias`."""
+    keys = sorted(keys)
+    prefixes = [match[0] if (match := _PART.match(key)) else key for key in keys]
+    counts = Counter(prefixes)
+    names = (
+        key if counts[prefix] == 1 else f"{prefix}.* ({counts[prefix]} tensors)"
+        for key, prefix in zip(keys, prefixes, strict=True)
+    )
+    return ", ".join(dict.fromkeys(names))

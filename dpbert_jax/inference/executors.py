@@ -25,7 +25,7 @@ from dpbert_jax.inference.in_graph import (
     forward_masked,
 )
 from dpbert_jax.inference.packed import PIECE_TOKENS, make_packed
-from dpbert_jax.inference.path import PLANNED, prepare
+from dpbert_jax.inference.path import PLANNED, Weights, prepare
 from dpbert_jax.policies.dpbert import DPBertOutput, Params
 from dpbert_jax.policies.rule import Rule
 
@@ -64,11 +64,14 @@ class Executor:
 
         Raises:
             UserError: a batch without rows, inputs of unlike shape, a row whose first token is
-                masked, more tokens than the model has positions, or a plan that is no plan.
+                masked, more tokens than the model has positions, an id without an embedding, or a
+                plan that is no plan; or what comes out is not finite: no answer is made of it.
         """
         rows = check_batch(self.config, batch)
         forced = forced_gates(self.config, layer_mask, rows)
-        return self.run({name: batch[name] for name in INPUTS}, rule, forced)
+        output = self.run({name: batch[name] for name in INPUTS}, rule, forced)
+        check_finite(output, batch.get("indices", np.arange(rows)))
+        return output
 
 
 def check_batch(config: DPBertConfig, batch: Mapping[str, np.ndarray]) -> int:
@@ -92,7 +95,36 @@ def check_batch(config: DPBertConfig, batch: Mapping[str, np.ndarray]) -> int:
             f"Row {masked[0]}'s attention_mask begins with 0, but the first token is the one that "
             "is classified: pad on the right."
         )
+    for name, size, embedding in (
+        ("input_ids", config.bert.vocab_size, "vocab_size"),
+        ("token_type_ids", config.bert.type_vocab_size, "type_vocab_size"),
+    ):
+        ids = np.asarray(batch[name])
+        beyond = np.argwhere((ids < 0) | (ids >= size))
+        if len(beyond):
+            row, token = beyond[0]
+            raise UserError(
+                f"Row {row} has {ids[row, token]} among its {name}, but the model's {embedding} is "
+                f"{size}."
+            )
     return shape[0]
+
+
+def check_finite(output: DPBertOutput, indices: np.ndarray) -> None:
+    """Refuses NaN and infinity: argmax, sigmoid and thresholds would make an answer of them.
+
+    Args:
+        indices: [B], each row's number in what was asked; -1 for padding.
+    """
+    for values in map(np.asarray, (output.logits, output.gate_logits)):
+        wrong = indices[~np.isfinite(values).all(axis=1) & (indices >= 0)]
+        if len(wrong):
+            number = wrong.min()
+            raise UserError(
+                f"Input {number} (counted from 0) has no answer: the model computes "
+                f"{values[indices == number][0].tolist()} for it. Look for NaN and infinity in its "
+                "weights, and, where it computes in bfloat16, try float32."
+            )
 
 
 def forced_gates(config: DPBertConfig, layer_mask: np.ndarray | None, rows: int) -> np.ndarray:
@@ -132,7 +164,7 @@ def pick_executor(batch_size: int | None) -> str:
 def make_executor(
     name: str,
     config: DPBertConfig,
-    params: Params,
+    params: Params | Weights,
     dtype: DTypeLike = jnp.float32,
     *,
     chunk_size: int | None = None,
@@ -140,6 +172,8 @@ def make_executor(
     """An executor by name; `pick_executor` gives the name for a batch size.
 
     Args:
+        params: the parameters, or, for all but `masked`, what `prepare` made of them: executors
+            can then share it.
         chunk_size: rows that `chunked` runs at once; default: by device and sequence length.
 
     Raises:
@@ -152,16 +186,14 @@ def make_executor(
     if chunk_size is not None and chunk_size < 1:
         raise UserError(f"--chunk_size is {chunk_size}, but must be at least 1.")
     platform = jax.default_backend()
-    if name == "packed":
-        tokens = PIECE_TOKENS.get(platform, PIECE_TOKENS["gpu"])
-        return Executor(
-            name, config, make_packed(config, prepare(config, params, dtype), dtype, tokens)
-        )
     if name == "masked":
         weights: Any = jax.device_put(params)
         program = jax.jit(partial(forward_masked, config, dtype))
     else:
-        weights = prepare(config, params, dtype)
+        weights = params if isinstance(params, Weights) else prepare(config, params, dtype)
+        if name == "packed":
+            tokens = PIECE_TOKENS.get(platform, PIECE_TOKENS["gpu"])
+            return Executor(name, config, make_packed(config, weights, dtype, tokens))
 
         def encode(bert: Any, layers: Any, states: Any, bias: Any, gates: Any) -> Any:
             if name == "cond":

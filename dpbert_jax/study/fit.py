@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import TaskData, TokenizedSplit, load_task
+from dpbert_jax.data import TaskData, TokenizedSplit
 from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.task import recorded_columns
 from dpbert_jax.hub import load_run
 from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.run_folder import TEACHER, read_train_config
@@ -29,6 +30,7 @@ from dpbert_jax.training.rows import (
 )
 from dpbert_jax.training.run import stage_optimizer
 from dpbert_jax.training.step import Loss, create_state, make_train_step
+from dpbert_jax.training.task import training_task
 from dpbert_jax.training.tracker import Trackers
 
 
@@ -66,13 +68,7 @@ def open_run(folder: str) -> Run:
     if config.planner is None:
         raise UserError(f"{folder} has no planner: name the folder that train.py wrote.")
     args = TrainArguments(**read_train_config(path))
-    task = load_task(
-        task_name=args.task_name,
-        data_dir=args.data_dir,
-        train_file=args.train_file,
-        validation_file=args.validation_file,
-        on_bad_row=args.on_bad_row,
-    )
+    task = training_task(args, recorded_columns(path), config.bert)
     if "train" not in task.splits:
         raise UserError(f"{folder}: its data has no training split any more; put it back.")
     rows = training_rows(task, tokenizer, args)

@@ -61,8 +61,7 @@ def read_sweeps(folders: Iterable[str]) -> Sweeps:
             found = {split: _read_split(folder, report, split) for split in report["splits"]}
         except OSError as error:
             raise UserError(
-                f"{path} cannot be read: {error.strerror}. Name folders that "
-                "`dpbert sweep` wrote."
+                f"{path} cannot be read: {error.strerror}. Name folders that `dpbert sweep` wrote."
             ) from error
         except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
             raise UserError(

@@ -5,6 +5,7 @@ from typing import Literal
 
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag
+from dpbert_jax.problem import PROBLEM_TYPES
 from dpbert_jax.training.tracker import REPORTERS
 
 NEVER, ALWAYS, AUTO = "never", "always", "auto"
@@ -36,12 +37,39 @@ class TrainArguments:
     teacher: str | None = flag(
         None, "A fine-tuned BERT folder to start from; stage 1 is then skipped."
     )
+    ignore_mismatched_sizes: bool = flag(
+        False,
+        "Start a new head where that of --model_name_or_path was made for another number of "
+        "classes.",
+    )
     task_name: str | None = flag(
         None, "A GLUE task (cola, mnli, ...) or `docstrings` (built in, offline)."
     )
     data_dir: str | None = flag(None, "Folder of a GLUE task's official TSV files.")
     train_file: str | None = flag(None, "Your own csv, tsv, json, jsonl or parquet file.")
     validation_file: str | None = flag(None, "The validation rows, in the same columns.")
+    text_column_name: str | None = flag(
+        None, "Column of the texts in your own files. Default: one, or two, by usual names."
+    )
+    text_pair_column_name: str | None = flag(None, "Column of the second text of a pair.")
+    label_column_name: str | None = flag(
+        None, "Column of the labels. Default: `label`, or another usual name."
+    )
+    problem_type: str | None = flag(
+        None,
+        "What the labels of your own files are: regression, single_label_classification or "
+        "multi_label_classification. Default: as they look.",
+    )
+    label_mapping: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "With --teacher: NAME=CLASS for each class, a name in the data and the "
+            "teacher's name or id of it. Default: classes are matched by name."
+        },
+    )
+    positive_class: str | None = flag(
+        None, "Class that F1 is of. Default: the second one; for GLUE, the task's."
+    )
     on_bad_row: str = flag(
         "error",
         "error: refuse a file with a row that cannot be used; skip: leave such rows out, count and "
@@ -114,6 +142,17 @@ class TrainArguments:
             raise UserError(
                 "Give either --model_name_or_path (a pretrained BERT to fine-tune) or --teacher (a "
                 "fine-tuned one to start from)."
+            )
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise UserError(
+                f"--problem_type {self.problem_type} is not one of {list(PROBLEM_TYPES)}."
+            )
+        if self.label_mapping and not self.teacher:
+            raise UserError("--label_mapping is of the classes of a --teacher, but there is none.")
+        if self.teacher and self.ignore_mismatched_sizes:
+            raise UserError(
+                "--ignore_mismatched_sizes starts a new head, but that of a --teacher is kept: "
+                "leave it out, or name the model with --model_name_or_path."
             )
         if not 0 < self.min_budget < 1:
             raise UserError(f"--min_budget is {self.min_budget}, but must lie between 0 and 1.")

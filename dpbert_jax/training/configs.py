@@ -24,21 +24,11 @@ def dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertCo
         labels=spec.labels,
         problem_type=spec.problem_type,
     )
-    if args.teacher:
-        if found.planner:
-            raise UserError(
-                f"--teacher {source} has a planner already; name a dense model, such as the "
-                "`teacher` folder inside a run."
-            )
-        same_head = (found.bert.num_labels, found.bert.problem_type) == (
-            spec.num_labels,
-            spec.problem_type,
+    if args.teacher and found.planner:
+        raise UserError(
+            f"--teacher {source} has a planner already; name a dense model, such as the "
+            "`teacher` folder inside a run."
         )
-        if not same_head or (found.bert.labels and found.bert.labels != spec.labels):
-            raise UserError(
-                f"--teacher {source} was fine-tuned for the labels {found.bert.labels}, but the "
-                f"task's are {spec.labels}."
-            )
     return DPBertConfig(bert)
 
 

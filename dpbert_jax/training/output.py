@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dpbert_jax.data import TaskData
+from dpbert_jax.data import Columns, TaskData
 from dpbert_jax.errors import UserError
 from dpbert_jax.integrity import SUMS
 from dpbert_jax.run_folder import (
     BASELINES,
     BEST,
     CHECKPOINTS,
+    COLUMNS,
     METRICS,
     RESOLVED,
     SKIPPED_ROWS,
@@ -59,8 +60,10 @@ FREE_FLAGS = (
 )
 
 
-def open_output(args: TrainArguments, global_batch_size: int) -> Path:
+def open_output(args: TrainArguments, global_batch_size: int, columns: Columns) -> Path:
     """Makes the folder ready for this run and records the flags in `train_config.json`.
+
+    There too, for whatever comes after the run: rows a step, and the columns that were read.
 
     `--resume auto` goes on with the run that the folder holds, or begins one where it holds none.
 
@@ -96,7 +99,11 @@ def open_output(args: TrainArguments, global_batch_size: int) -> Path:
             shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     if not resuming:
-        record = {**_recorded(args), RESOLVED: {"global_batch_size": global_batch_size}}
+        resolved = {
+            "global_batch_size": global_batch_size,
+            COLUMNS: dataclasses.asdict(columns),
+        }
+        record = {**_recorded(args), RESOLVED: resolved}
         partial = folder / f"{TRAIN_CONFIG}.partial"
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         partial.replace(folder / TRAIN_CONFIG)  # a folder that has it can be resumed

@@ -26,12 +26,13 @@ import numpy as np
 
 from dpbert_jax import hosts
 from dpbert_jax.bucket import BucketFolder, is_url
-from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import TaskData, load_task
+from dpbert_jax.config import DPBertConfig, read_config
+from dpbert_jax.data import Columns, TaskData
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
 from dpbert_jax.evaluation.report import Subject, evaluate
+from dpbert_jax.evaluation.task import recorded_columns
 from dpbert_jax.hub import (
     load_params,
     load_tokenizer,
@@ -40,7 +41,7 @@ from dpbert_jax.hub import (
 )
 from dpbert_jax.policies.dpbert import DPBert, Params, init_params
 from dpbert_jax.run_folder import CHECKPOINTS, TEACHER
-from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.arguments import NEVER, TrainArguments
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.checkpoint import Checkpoints, Position
 from dpbert_jax.training.configs import dense_config, planned_config
@@ -69,6 +70,7 @@ from dpbert_jax.training.step import (
     make_train_step,
     own_positions,
 )
+from dpbert_jax.training.task import columns_of, training_task
 from dpbert_jax.training.tracker import Tracker, Trackers, make_tracker
 
 logger = logging.getLogger(__name__)
@@ -109,23 +111,31 @@ def train(args: TrainArguments) -> None:
 
 
 def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | None) -> None:
-    task = load_task(
-        task_name=args.task_name,
-        data_dir=args.data_dir,
-        train_file=args.train_file,
-        validation_file=args.validation_file,
-        on_bad_row=args.on_bad_row,
-    )
+    source = resolve_folder(args.teacher or args.model_name_or_path or "")
+    before = recorded_columns(Path(args.output_dir)) if args.resume != NEVER else None
+    task = training_task(args, before, read_config(source).bert if args.teacher else None)
     if "train" not in task.splits:
         raise UserError("This data has no training split; train.py needs one.")
-    source = resolve_folder(args.teacher or args.model_name_or_path or "")
+    columns = columns_of(task)
+    hosts.check_agreement("columns", repr(columns).encode())
     dense = dense_config(source, task, args)
     config = planned_config(dense, args)
     # All that can be refused is looked at before the output folder is claimed.
     tokenizer = load_tokenizer(source)
     fresh = () if args.teacher else ("classifier", "bert.pooler")
-    source_params = load_params(source, dense, fresh=fresh, seed=args.seed)
+    source_params = load_params(
+        source,
+        dense,
+        fresh=fresh,
+        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        seed=args.seed,
+    )
     rows = training_rows(task, tokenizer, args)
+    if rows.kept.type_ids.max(initial=0) >= dense.bert.type_vocab_size:
+        raise UserError(
+            f"This data has pairs of texts, but {source} has an embedding for the first of two "
+            f"only (type_vocab_size is {dense.bert.type_vocab_size}): start from another model."
+        )
     plans = plan_stages(rows, args)
     check_memory(config, rows.kept.lengths, args)
     resolved = {
@@ -137,7 +147,7 @@ def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | 
     labels = np.asarray(rows.kept.labels)
     hosts.check_agreement("training rows", rows.kept.token_ids.tobytes(), labels.tobytes())
 
-    folder = hosts.on_main(lambda: open_output(args, global_batch_size(args)))
+    folder = hosts.on_main(lambda: open_output(args, global_batch_size(args), columns))
     if folder:
         write_skipped_rows(folder, task)
     checkpoints = Checkpoints(
@@ -330,6 +340,7 @@ def _refitted(run: _Run, params: Params) -> Params:
 def _report(run: _Run, config: DPBertConfig, params: Params, last: StagePlan) -> None:
     """Scores the run as it was saved."""
     args = run.args
+    columns = columns_of(run.task) if args.validation_file else Columns()
     subject = Subject(run.folder, config, params, run.tokenizer, run.dense, _teacher(run))
     results = evaluate(
         subject,
@@ -345,6 +356,11 @@ def _report(run: _Run, config: DPBertConfig, params: Params, last: StagePlan) ->
             task_name=args.task_name,
             data_dir=args.data_dir,
             validation_file=args.validation_file,
+            text_column_name=columns.text,
+            text_pair_column_name=columns.text_pair,
+            label_column_name=columns.label,
+            label_mapping=args.label_mapping,
+            positive_class=args.positive_class,
             on_bad_row=args.on_bad_row,
             max_seq_length=args.max_seq_length,
         ),

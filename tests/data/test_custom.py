@@ -7,9 +7,11 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from dpbert_jax.data.classes import Classes
 from dpbert_jax.data.custom import load_files
 from dpbert_jax.data.tasks import TaskData
 from dpbert_jax.errors import UserError
+from dpbert_jax.problem import REGRESSION, SINGLE_LABEL
 
 
 def load_csv(folder: Path, train: str, validation: str, **more: Any) -> TaskData:
@@ -59,7 +61,8 @@ def test_a_bin_named_3plus_makes_strings_of_all(tmp_path: Path):
     [
         ([True, False], ("False", "True")),
         ([2, 10], ("2", "10")),
-        (["1.5", "0.5"], ("0.5", "1.5")),  # strings are classes, whatever they look like
+        (["2", "10"], ("2", "10")),
+        (["1.5", "0.5"], None),
         ([0.5, 1], None),
     ],
 )
@@ -87,7 +90,7 @@ def test_typed_files_say_what_their_labels_are(
         ("extra,sentence2,label,sentence1", ("sentence1", "sentence2")),
         ("idx,premise,label,hypothesis", ("premise", "hypothesis")),
         ("id,index,label,review", ("review",)),
-        ("first,second,third,label", ("first", "second")),
+        ("first,second,label", ("first", "second")),
     ],
 )
 def test_text_columns(tmp_path: Path, header: str, expected: tuple[str, ...]):
@@ -102,10 +105,15 @@ def test_text_columns(tmp_path: Path, header: str, expected: tuple[str, ...]):
     assert (train.text_b is None) == (len(expected) == 1)
 
 
-def test_columns_that_are_not_read_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_what_was_chosen_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "dpbert_jax")
     content = "text,other,genre,label\nx,y,news,a\nx,y,news,b\n"
     load_csv(tmp_path, content, content)
-    assert "not read: ['genre']" in caplog.text
+    assert caplog.messages == [
+        "train.csv: text 'text', label 'label'; not read: ['other', 'genre'].",
+        "dev.csv: text 'text', label 'label'; not read: ['other', 'genre'].",
+        "Labels: single_label_classification, 2 classes ['a', 'b'].",
+    ]
 
 
 def test_a_test_file_may_be_unlabelled(tmp_path: Path):
@@ -120,10 +128,11 @@ def test_a_test_file_may_be_unlabelled(tmp_path: Path):
 def test_known_labels_stand_in_for_the_training_file(tmp_path: Path):
     path = tmp_path / "dev.csv"
     path.write_text("text,label\nx,pos\n")
-    task = load_files({"validation": path}, labels=["neg", "pos"])
+    model = Classes(SINGLE_LABEL, ("neg", "pos"), of_model=True)
+    task = load_files({"validation": path}, model=model)
     assert labels_of(task, "validation") == [1]
     path.write_text("text,label\nx,3\n")  # whole scores, and no classes
-    assert load_files({"validation": path}, labels=()).spec.is_regression
+    assert load_files({"validation": path}, model=Classes(REGRESSION)).spec.is_regression
     with pytest.raises(UserError, match="give --train_file"):
         path.write_text("text,label\nx,pos\ny,neg\n")
         load_files({"validation": path})
@@ -139,10 +148,11 @@ GOOD = "text,label\nx,neg\ny,pos\n"
          r"^dev\.csv line 3: label 'postive' is not one of \['neg', 'pos'\]\.$"),
         (GOOD, "text,label\nx,\n", r"^dev\.csv line 2: the label is missing"),
         (GOOD, "text,label\n  ,neg\n", r"^dev\.csv line 2: column 'text' is empty"),
-        (GOOD, "words,label\nx,neg\n", r"^dev\.csv line 2: there is no column 'text'"),
-        (GOOD, "text\nx\n", r"^dev\.csv line 2: there is no column 'label'"),
+        (GOOD, "words,label\nx,neg\n",
+         r"dev\.csv: there is no column 'text', which the training data has, among \['wo"),
+        (GOOD, "text\nx\n", r"dev\.csv: there is no column 'label'"),
         (GOOD, "text,label\n", r"dev\.csv: the file has no rows"),
-        ("label\na\nb\n", GOOD, r"^train\.csv line 2: no text column"),
+        ("label\na\nb\n", GOOD, r"train\.csv: no text column"),
         ("text,label\nx,a\n", GOOD, "all labels are 'a'"),
         ("text,label\nx,0.5\ny,l.5\n", GOOD, r"^train\.csv line 3: label 'l\.5' is of another"),
         ("text,label\nx,0.5\n", GOOD, r"^dev\.csv line 2: label 'neg' is not a number"),
@@ -162,7 +172,7 @@ def test_errors_name_file_and_line(tmp_path: Path, train: str, validation: str, 
         ('{"label": 1}', "there is no column 'text'"),
         ('{"text": "x"}', "there is no column 'label'"),
         ('{"text": "x", "label": null}', "the label is missing"),
-        ('{"text": "x", "label": [1]}', r"label \[1\] is not a string, a number or a boolean"),
+        ('{"text": "x", "label": [1]}', r"label \[1\] is of another kind \(list\)"),
         ('{"text": "x", "label": NaN}', "label nan is not a finite number"),
         ('{"text": "x", "label": "1"}', "is of another kind"),
         ('{"text": "x", "label": true}', "is of another kind"),

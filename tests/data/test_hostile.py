@@ -149,7 +149,7 @@ def test_bad_labels_are_skipped(tmp_path: Path, train: str, validation: str, ski
         ("text,label\nx,a\n", r"all labels are 'a'"),
         ("text,label\nx,a\n,b\n", r"all labels are 'a'"),
         ("text,label\n,a\n,b\n", r"none of its 2 rows can be used\. bad\.csv line 2: column"),
-        ("words\nx\n", r"none of its 1 rows can be used\. .* no column 'label'"),
+        ("words\nx\n", r"bad\.csv: there is no column 'label' among \['words'\]; name"),
         ("text,label,label\nx,a,a\n", r"^bad\.csv line 1: column 'label' appears twice"),
         ('text,label\n"x,a\ny,b\nz,a\n', r"^bad\.csv lines 2 to 4: a quoted field is not closed"),
     ],

@@ -4,8 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpbert_jax.data import Classes, Columns
 from dpbert_jax.data.sources import TASK_NAMES, load_task
 from dpbert_jax.errors import UserError
+from dpbert_jax.problem import SINGLE_LABEL
 
 RTE = "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tnot_entailment\n"
 
@@ -34,7 +36,7 @@ def test_own_files(tmp_path: Path):
     data = load_task(train_file=str(path), validation_file=str(path))
     assert data.spec.labels == ("a", "b")
     assert set(data.splits) == {"train", "validation"}
-    data = load_task(validation_file=str(path), labels=("b", "a"))
+    data = load_task(validation_file=str(path), model=Classes(SINGLE_LABEL, ("b", "a")))
     assert data.spec.labels == ("b", "a")
 
 
@@ -52,7 +54,11 @@ def test_own_files(tmp_path: Path):
         ({"data_dir": "."}, "does not tell the task: give --task_name"),
         ({"data_dir": "RTE", "task_name": "cola"}, "contradicts --data_dir RTE, which is of rte"),
         ({"data_dir": ".", "task_name": "cola"}, r"there is no dev\.tsv, which cola needs"),
-        ({"task_name": "rte", "labels": ("a", "b")}, "labels go with one's own files"),
+        ({"task_name": "rte", "columns": Columns(label="a")}, "--label_column_name a is for one's"),
+        (
+            {"task_name": "rte", "problem_type": "regression"},
+            "--problem_type regression is for one",
+        ),
     ],
 )
 def test_contradictions_and_gaps_are_refused(
@@ -66,12 +72,14 @@ def test_contradictions_and_gaps_are_refused(
 def test_hub_splits(monkeypatch: pytest.MonkeyPatch):
     import datasets
 
+    names = ["entailment", "not_entailment"]
+
     def split(labels: list[int]) -> datasets.Dataset:
         features = datasets.Features(
             {
                 "sentence1": datasets.Value("string"),
                 "sentence2": datasets.Value("string"),
-                "label": datasets.ClassLabel(names=["entailment", "not_entailment"]),
+                "label": datasets.ClassLabel(names=names),
             }
         )
         texts = [f"text {row}" for row in range(len(labels))]
@@ -88,6 +96,12 @@ def test_hub_splits(monkeypatch: pytest.MonkeyPatch):
     assert labels is not None and labels.dtype == np.int32 and labels.tolist() == [0, 1, 1]
     assert splits["train"].text_b == ["text 0", "text 1", "text 2"]
     assert splits["test"].labels is None
+    names[:] = ["not_entailment", "Entailment"]  # the same classes, numbered the other way round
+    labels = load_task(task_name="RTE").splits["train"].labels
+    assert labels is not None and labels.tolist() == [1, 0, 0]
+    names[:] = ["yes", "no"]
+    with pytest.raises(UserError, match=r"has rte with labels \['yes', 'no'\]"):
+        load_task(task_name="RTE")
 
 
 def test_without_a_network_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch):

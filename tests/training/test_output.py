@@ -4,14 +4,18 @@ import json
 
 import pytest
 
+from dpbert_jax.data import Columns
 from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.task import recorded_columns
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.output import FREE_FLAGS, open_output
+
+COLUMNS = Columns("question", "answer", "label")
 
 
 def open_folder(folder, rows=32, **flags):
     args = TrainArguments(str(folder), "minilm", task_name="docstrings", **flags)
-    return open_output(args, global_batch_size=rows)
+    return open_output(args, rows, COLUMNS)
 
 
 def contents(folder):
@@ -22,6 +26,10 @@ def test_a_new_folder_records_the_flags(tmp_path):
     folder = open_folder(tmp_path / "deep" / "run", seed=7)
     recorded = json.loads((folder / "train_config.json").read_text())
     assert (recorded["seed"], recorded["task_name"]) == (7, "docstrings")
+    assert recorded_columns(folder) == COLUMNS
+    del recorded["resolved"]["columns"]  # as in runs from before they were recorded
+    (folder / "train_config.json").write_text(json.dumps(recorded))
+    assert recorded_columns(folder) is recorded_columns(tmp_path) is None
 
 
 def test_an_occupied_folder_is_refused(tmp_path):
