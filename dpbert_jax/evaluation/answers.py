@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpbert_jax import hosts
-from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.config import BertConfig
 from dpbert_jax.data import tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
@@ -19,7 +19,7 @@ from dpbert_jax.evaluation.evaluate import Predictions
 from dpbert_jax.evaluation.runner import make_runner
 from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
 from dpbert_jax.inference import resolve_rule
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.model import Model
 from dpbert_jax.problem import answers, probabilities
 
 logger = logging.getLogger(__name__)
@@ -27,16 +27,14 @@ logger = logging.getLogger(__name__)
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def write_answers(
-    args: EvalArguments, folder: Path, config: DPBertConfig, params: Params, tokenizer: Any
-) -> None:
+def write_answers(args: EvalArguments, model: Model) -> None:
     """Answers the rows of `--predict_file`, in their order, into `--output_file`.
 
     Raises:
         UserError: a row cannot be read (none is left out: an answer's number would no longer be its
             row's), or the output cannot be written.
     """
-    assert args.predict_file and args.output_file
+    assert args.predict_file and args.output_file and model.folder
     if args.on_bad_row == "skip":
         raise UserError("--on_bad_row skip: every row of --predict_file gets its answer, or none.")
     output = Path(args.output_file)
@@ -49,14 +47,14 @@ def write_answers(
     wanted = dataclasses.replace(
         args, task_name=None, data_dir=None, validation_file=args.predict_file, on_bad_row="error"
     )
-    wanted = with_run_defaults(wanted, folder)
-    rows = load_task_of(wanted, config, labels="unread").splits["validation"]
-    split = tokenize(rows.head(args.max_eval_samples), tokenizer, wanted.max_seq_length or 128)
-    run = make_runner(wanted, config, params)
-    rule = resolve_rule(config, args.budget[0], args.plan_rule)
+    wanted = with_run_defaults(wanted, model.folder)
+    rows = load_task_of(wanted, model.config, labels="unread").splits["validation"]
+    run = make_runner(wanted, model)
+    split = tokenize(rows.head(args.max_eval_samples), model.tokenizer, run.max_seq_length)
+    rule = resolve_rule(model.config, args.budget[0], args.plan_rule)
     predictions = run(rule, split, f"answers at {rule.budget:g}")
     if hosts.is_main():
-        _write(output, answer_rows(config.bert, predictions))
+        _write(output, answer_rows(model.config.bert, predictions))
     logger.info(
         "%d answers are in %s: budget %g, mean cost %.3f.",
         *(len(split), output, rule.budget, predictions.cost.mean()),

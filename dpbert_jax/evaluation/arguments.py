@@ -58,7 +58,7 @@ class EvalArguments:
         "error: refuse a file with a row that cannot be used; skip: leave such rows out and count "
         "them. Default: as the run did for its own data, error for other.",
     )
-    max_seq_length: int | None = flag(None, "Default: the run's, or 128.")
+    max_seq_length: int | None = flag(None, "Default: the run's, or the model's positions.")
     max_eval_samples: int | None = flag(None, "Use the first rows of each validation set only.")
     per_device_eval_batch_size: int | None = flag(
         None, "Default: 1 with cond, 32 with chunked and masked; packed: 512 at once."

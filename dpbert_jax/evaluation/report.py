@@ -4,12 +4,12 @@ import dataclasses
 import logging
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from dpbert_jax import hosts
-from dpbert_jax.config import DPBertConfig, write_config
+from dpbert_jax.config import write_config
 from dpbert_jax.data import TaskData, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.answers import write_answers
@@ -21,25 +21,13 @@ from dpbert_jax.evaluation.plots import plot_layers_per_input, plot_score_agains
 from dpbert_jax.evaluation.runner import compute_dtype, make_runner
 from dpbert_jax.evaluation.table import Result, print_table, write_json
 from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
-from dpbert_jax.hub import load_run
 from dpbert_jax.inference import Rule, resolve_rule
 from dpbert_jax.integrity import update_sums
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.model import Model
 from dpbert_jax.policies.rule import check_budget
 from dpbert_jax.run_folder import TEACHER
 
 logger = logging.getLogger(__name__)
-
-
-class Subject(NamedTuple):
-    """A model and the dense one that it is held against, where there is one."""
-
-    folder: Path
-    config: DPBertConfig
-    params: Params
-    tokenizer: Any
-    dense_config: DPBertConfig | None
-    dense_params: Params | None
 
 
 def evaluate_run(args: EvalArguments) -> list[Result]:
@@ -47,28 +35,30 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
 
     Where answers were asked, or thresholds on rows without labels, nothing is scored.
     """
-    folder, config, params, tokenizer = load_run(args.model_name_or_path)
+    model = Model.from_pretrained(args.model_name_or_path, dtype=compute_dtype(args))
     for budget in args.budget:
-        check_budget(config, budget)
-    dense_config = dense_params = None
-    if (folder / TEACHER).is_dir():
-        _, dense_config, dense_params, _ = load_run(str(folder / TEACHER))
-    subject = Subject(folder, config, params, tokenizer, dense_config, dense_params)
-    if args.calibrate and config.planner is None:
-        raise UserError(f"--calibrate: {folder} has no planner, and so no thresholds.")
+        check_budget(model.config, budget)
+    assert model.folder is not None
+    teacher = None
+    if (model.folder / TEACHER).is_dir():
+        teacher = Model.from_pretrained(model.folder / TEACHER, dtype=model.dtype)
+    if args.calibrate and model.config.planner is None:
+        raise UserError(f"--calibrate: {model.folder} has no planner, and so no thresholds.")
     if args.calibrate:
-        subject = _calibrated(subject, with_run_defaults(args, folder))
+        model = _calibrated(model, args, model.folder)
     if args.predict_file:
-        write_answers(args, *subject[:4])
-    return evaluate(subject, args) if args.do_eval or not args.predict_file else []
+        write_answers(args, model)
+    return evaluate(model, teacher, args) if args.do_eval or not args.predict_file else []
 
 
-def evaluate(subject: Subject, args: EvalArguments) -> list[Result]:
+def evaluate(model: Model, teacher: Model | None, args: EvalArguments) -> list[Result]:
     """Scores, prints the table, writes what was asked; one result for each split and budget.
 
-    With several processes each takes its part of the rows, all have the results, the first prints.
+    The model is held against its teacher, or, where it has none, against its own full depth. With
+    several processes each takes its part of the rows, all have the results, the first prints.
     """
-    folder, config, params, tokenizer = subject[:4]
+    folder, config = model.folder, model.config
+    assert folder is not None  # of the run, whose data this is, unless flags name other
     args = with_run_defaults(args, folder)
     task = load_task_of(args, config, labels="optional")
     unlabelled = [name for name in task.spec.validation_splits if task.splits[name].labels is None]
@@ -81,19 +71,15 @@ def evaluate(subject: Subject, args: EvalArguments) -> list[Result]:
             "answers to them give the file as --predict_file."
         )
     rules = [resolve_rule(config, budget, args.plan_rule) for budget in args.budget]
-    run = make_runner(args, config, params)
-    if subject.dense_config and subject.dense_params:
-        run_dense = make_runner(args, subject.dense_config, subject.dense_params)
-        dense_model = "teacher"
-    else:
-        run_dense, dense_model = run, "self"
-        if config.planner:
-            logger.info("%s has no %s/: its own full path stands for dense.", folder, TEACHER)
+    run = make_runner(args, model)
+    run_dense = make_runner(args, teacher) if teacher else run
+    if config.planner and teacher is None:
+        logger.info("%s has no %s/: its own full path stands for dense.", folder, TEACHER)
 
     results, plans = [], {}
     for name in task.spec.validation_splits:
         examples = task.splits[name].head(args.max_eval_samples)
-        split = tokenize(examples, tokenizer, args.max_seq_length or 128)
+        split = tokenize(examples, model.tokenizer, run.max_seq_length)
         assert split.labels is not None
         dense = run_dense(Rule(1.0, float("-inf"), config.num_gates), split, f"{name} dense")
         dense_metrics = compute_metrics(task.spec, dense.logits, split.labels)
@@ -113,7 +99,7 @@ def evaluate(subject: Subject, args: EvalArguments) -> list[Result]:
                     "batch_size": run.batch_size,
                     **summarise(made, task.spec, split.labels, dense_metrics),
                     "dense_seconds": dense.seconds,
-                    "dense_model": dense_model,
+                    "dense_model": "teacher" if teacher else "self",
                     "versions": {name: version(name) for name in ("jax", "flax", "numpy")},
                     "device": jax.devices()[0].device_kind,
                 }
@@ -127,29 +113,29 @@ def evaluate(subject: Subject, args: EvalArguments) -> list[Result]:
     return results
 
 
-def _calibrated(subject: Subject, args: EvalArguments) -> Subject:
+def _calibrated(model: Model, args: EvalArguments, folder: Path) -> Model:
     """With thresholds found on the inputs of a split; they are written to the run's folder too."""
-    folder, config = subject.folder, subject.config
+    args, config = with_run_defaults(args, folder), model.config
+    length = args.max_seq_length or model.max_seq_length
     task = load_task_of(args, config, labels="optional")
     if args.calibrate not in task.splits:
         raise UserError(
             f"--calibrate {args.calibrate}: this data has the splits {sorted(task.splits)}."
         )
-    length = args.max_seq_length or 128
     calibration = calibrate(
         config,
-        subject.params,
-        tokenize(task.splits[args.calibrate], subject.tokenizer, length),
+        model.params,
+        tokenize(task.splits[args.calibrate], model.tokenizer, length),
         inputs=f"{task.spec.name} {args.calibrate}",
         batch_size=32,
         max_seq_length=length,
-        dtype=compute_dtype(args),
+        dtype=model.dtype,
     )
     config = dataclasses.replace(config, calibration=calibration)
     write_config(config, folder)
     update_sums(folder, ["config.json"])
     logger.info("Thresholds from the split '%s' are in %s/config.json.", args.calibrate, folder)
-    return subject._replace(config=config)
+    return dataclasses.replace(model, config=config)
 
 
 def _plot(folder: Path, task: TaskData, split: str, results: list[Result], plans: Any) -> None:

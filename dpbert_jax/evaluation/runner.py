@@ -4,13 +4,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.evaluate import Predictions, predict
-from dpbert_jax.inference import AUTO, Executor, Rule, make_executor, pick_executor
+from dpbert_jax.inference import AUTO, Executor, Rule, pick_executor
 from dpbert_jax.inference.packed import CHUNK_ROWS
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.model import Model
 
 BATCH_SIZES = {"cond": 1, "masked": 32, "chunked": 32, "packed": CHUNK_ROWS}
 
@@ -35,13 +34,13 @@ class Runner(NamedTuple):
         )
 
 
-def make_runner(args: EvalArguments, config: DPBertConfig, params: Params) -> Runner:
-    """Executor, batch size, length and compute type of the flags."""
+def make_runner(args: EvalArguments, model: Model) -> Runner:
+    """Executor, batch size and length of the flags."""
     name, rows = args.executor, args.per_device_eval_batch_size
     name = pick_executor(rows) if name == AUTO else name
-    execute = make_executor(name, config, params, compute_dtype(args), chunk_size=args.chunk_size)
-    rows = rows or BATCH_SIZES[name]
-    return Runner(name, rows, args.max_seq_length or 128, execute)
+    execute = model.executor(name, chunk_size=args.chunk_size)
+    length = args.max_seq_length or model.max_seq_length
+    return Runner(name, rows or BATCH_SIZES[name], length, execute)
 
 
 def compute_dtype(args: EvalArguments) -> Any:

@@ -7,7 +7,6 @@ from dpbert_jax.inference.executors import (
     make_executor,
     pick_executor,
 )
-from dpbert_jax.inference.predictor import Prediction, Predictor
 from dpbert_jax.policies.rule import PLAN_RULES, Rule, resolve_rule
 
 __all__ = [
@@ -15,8 +14,6 @@ __all__ = [
     "EXECUTORS",
     "PLAN_RULES",
     "Executor",
-    "Prediction",
-    "Predictor",
     "Rule",
     "make_executor",
     "pick_executor",

@@ -122,14 +122,14 @@ def exit_loss(
 
 def train_exits(run: Run, method: Method) -> Path:
     """Trains a method's exits; leaves their weights in the run's folder of baselines."""
-    config = run.teacher_config
-    params = initial_params(config, run.teacher_params)
+    config = run.teacher.config
+    params = initial_params(config, run.teacher.params)
     loss = partial(exit_loss, method, config, compute_dtype(run.args))
     params = fit(run, method, loss, config, params, None)
     if method == "deebert":  # weight decay must not have moved what was frozen
         last = f"exit_{config.bert.num_hidden_layers - 1}"
         exits = {k: v for k, v in params.items() if k.startswith("exit_") and k != last}
-        params = {**initial_params(config, run.teacher_params), **exits}
+        params = {**initial_params(config, run.teacher.params), **exits}
     folder = run.folder / BASELINES / method
     folder.mkdir(parents=True, exist_ok=True)
     flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(params).items()}

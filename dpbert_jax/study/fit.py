@@ -6,7 +6,7 @@ the same rows in batches of the same size, with the same optimizer.
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskData, TokenizedSplit
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.task import recorded_columns
-from dpbert_jax.hub import load_run
+from dpbert_jax.model import Model
 from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.run_folder import TEACHER, read_train_config
 from dpbert_jax.training.arguments import TrainArguments
@@ -38,14 +38,11 @@ class Run(NamedTuple):
     """A finished run, with all that it was made from."""
 
     folder: Path
-    config: DPBertConfig
-    params: Params
-    tokenizer: Any
+    model: Model
+    teacher: Model
     args: TrainArguments
     task: TaskData
     rows: Rows
-    teacher_config: DPBertConfig
-    teacher_params: Params
 
     @property
     def steps(self) -> int:
@@ -55,7 +52,7 @@ class Run(NamedTuple):
 
     def teacher_logits(self, split: TokenizedSplit) -> np.ndarray:
         """What the dense model says of a split's rows; [N, C]."""
-        return teacher_logits(self.teacher_config, self.teacher_params, split, self.args)
+        return teacher_logits(self.teacher.config, self.teacher.params, split, self.args)
 
 
 def open_run(folder: str) -> Run:
@@ -64,23 +61,24 @@ def open_run(folder: str) -> Run:
     Raises:
         UserError: the folder is no run with a planner, or its data is gone.
     """
-    path, config, params, tokenizer = load_run(folder)
-    if config.planner is None:
+    model = Model.from_pretrained(folder)
+    if model.config.planner is None:
         raise UserError(f"{folder} has no planner: name the folder that train.py wrote.")
+    path = model.folder
+    assert path is not None
     args = TrainArguments(**read_train_config(path))
-    task = training_task(args, recorded_columns(path), config.bert)
+    task = training_task(args, recorded_columns(path), model.config.bert)
     if "train" not in task.splits:
         raise UserError(f"{folder}: its data has no training split any more; put it back.")
-    rows = training_rows(task, tokenizer, args)
-    _, teacher_config, teacher_params, _ = load_run(str(path / TEACHER))
-    return Run(path, config, params, tokenizer, args, task, rows, teacher_config, teacher_params)
+    rows = training_rows(task, model.tokenizer, args)
+    return Run(path, model, Model.from_pretrained(path / TEACHER), args, task, rows)
 
 
 def mean_plan_losses(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Plans [K, P] and their mean losses [K] under the run's weights, on its held-out rows."""
     table, losses = held_out_table(
-        run.config,
-        run.params,
+        run.model.config,
+        run.model.params,
         run.rows.held_out,
         run.teacher_logits(run.rows.held_out),
         max_seq_length=run.args.max_seq_length,

@@ -10,9 +10,9 @@ from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import Predictions, predict
 from dpbert_jax.evaluation.metrics import agreement, compute_metrics, score, share_kept
-from dpbert_jax.hub import load_run
-from dpbert_jax.inference import Executor, Rule, make_executor, resolve_rule
+from dpbert_jax.inference import Executor, Rule, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
+from dpbert_jax.model import Model
 from dpbert_jax.problem import ProblemType
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.controls import (
@@ -76,8 +76,8 @@ class Judge(NamedTuple):
 
 
 def open_judge(run: Run, split: TokenizedSplit) -> Judge:
-    execute = make_executor("packed", run.teacher_config, run.teacher_params)
-    rule = resolve_rule(run.teacher_config, 1.0)
+    execute = run.teacher.executor("packed")
+    rule = resolve_rule(run.teacher.config, 1.0)
     return Judge(run, split, run_split(run, split, execute, rule))
 
 
@@ -105,11 +105,11 @@ def run_split(
 def planned_points(args: SweepArguments, judge: Judge) -> tuple[list[Point], dict[float, Any]]:
     """A point for each budget and rule; and the first rule's predictions by budget."""
     run = judge.run
-    execute = make_executor("packed", run.config, run.params)
+    execute = run.model.executor("packed")
     points, by_budget = [], {}
     for plan_rule in args.rules():
         for budget in args.shares():
-            rule = resolve_rule(run.config, budget, plan_rule)
+            rule = resolve_rule(run.model.config, budget, plan_rule)
             made = run_split(run, judge.split, execute, rule)
             points.append(judge.point(plan_rule, budget, [made]))
             if plan_rule == args.rules()[0]:
@@ -122,8 +122,8 @@ def plan_controls(
 ) -> list[Point]:
     """Plans that do not look at the input, on the same weights at the same mean depth."""
     run, rows = judge.run, len(judge.split)
-    execute = make_executor("packed", run.config, run.params)
-    rule = resolve_rule(run.config, 1.0)
+    execute = run.model.executor("packed")
+    rule = resolve_rule(run.model.config, 1.0)
     losses = mean_plan_losses(run) if args.wanted("mix") else None
     points = []
     for budget, made in planned.items():
@@ -132,12 +132,12 @@ def plan_controls(
         depth = float(made.layer_mask.sum(axis=1).mean())
         makers: dict[str, Callable[[int], np.ndarray]] = {}
         if args.wanted("random"):
-            makers["random"] = lambda seed, d=depth: random_plans(run.config, rows, d, seed)
+            makers["random"] = lambda seed, d=depth: random_plans(run.model.config, rows, d, seed)
         if args.wanted("shuffled"):
             makers["shuffled"] = lambda seed, m=made: shuffled_plans(m.layer_mask, seed)
         if losses:
-            mix = best_mix(*losses, depth - run.config.stem_layers)
-            makers["mix"] = lambda seed, m=mix: mixed_plans(run.config, m, rows, seed)
+            mix = best_mix(*losses, depth - run.model.config.stem_layers)
+            makers["mix"] = lambda seed, m=mix: mixed_plans(run.model.config, m, rows, seed)
         for variant, make in makers.items():
             draws = (
                 run_split(run, judge.split, execute, rule, make(args.seed + draw))
@@ -173,10 +173,10 @@ def trained_controls(
 
 
 def _static_point(judge: Judge, folder: str) -> Point:
-    _, config, params, _ = load_run(folder)
-    execute = make_executor("packed", config, params)
-    made = run_split(judge.run, judge.split, execute, resolve_rule(config, 1.0))
-    share = config.bert.num_hidden_layers / judge.run.config.bert.num_hidden_layers
+    model = Model.from_pretrained(folder)
+    config = model.config
+    made = run_split(judge.run, judge.split, model.executor("packed"), resolve_rule(config, 1.0))
+    share = config.bert.num_hidden_layers / judge.run.model.config.bert.num_hidden_layers
     made = Predictions(made.logits, made.layer_mask, made.cost * share, made.seconds)
     return judge.point("static", None, [made])
 
@@ -186,7 +186,7 @@ def _exit_points(
 ) -> list[Point]:
     """Thresholds are fitted to the cost on the very split that is scored: to their advantage."""
     run = judge.run
-    config, lengths = run.teacher_config, judge.split.lengths
+    config, lengths = run.teacher.config, judge.split.lengths
     problem = config.bert.problem_type
     logits = exit_logits(
         config,

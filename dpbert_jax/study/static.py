@@ -39,12 +39,12 @@ def static_folder(run_folder: Path, layers: int) -> Path:
 def train_static(run: Run, layer_mask: np.ndarray) -> Path:
     """Fine-tunes the static model of a plan [L]; leaves a plain Hugging Face BERT of k layers."""
     layers = np.flatnonzero(layer_mask).tolist()
-    config, params = keep_layers(run.teacher_config, run.teacher_params, layers)
+    config, params = keep_layers(run.teacher.config, run.teacher.params, layers)
     model = DPBert(config, compute_dtype(run.args))
     loss = partial(stage_loss, "dense", model, axis_name=AXIS)
     distilled = run.teacher_logits(run.rows.kept)
     name = f"static {'.'.join(map(str, layers))}"
     params = fit(run, name, loss, config, params, distilled)
     folder = static_folder(run.folder, len(layers))
-    save_folder(folder, config, params, run.tokenizer)
+    save_folder(folder, config, params, run.model.tokenizer)
     return folder

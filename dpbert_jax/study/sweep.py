@@ -61,13 +61,16 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be written: {error.strerror}.") from error
     run = open_run(args.run_dir)
+    config = run.model.config
     for budget in args.shares():
-        check_budget(run.config, budget)
+        check_budget(config, budget)
     report: dict[str, Any] = {
         "model": str(run.folder),
         "task": run.task.spec.name,
         "seed": run.args.seed,
-        "thresholds_from": run.config.calibration.inputs if run.config.calibration else None,
+        "thresholds_from": run.model.config.calibration.inputs
+        if run.model.config.calibration
+        else None,
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("jax", "flax", "numpy")},
@@ -76,7 +79,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
     }
     for name in run.task.spec.validation_splits:
         examples = run.task.splits[name].head(args.max_eval_samples)
-        split = tokenize(examples, run.tokenizer, run.args.max_seq_length)
+        split = tokenize(examples, run.model.tokenizer, run.args.max_seq_length)
         judge = open_judge(run, split)
         points, planned = planned_points(args, judge)
         points += plan_controls(args, judge, planned)
@@ -89,7 +92,9 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
             "dense_metrics": dense_metrics,
             "f1_class": run.task.spec.f1_class,
             "insight": {
-                f"{budget:g}": insight(made.layer_mask, split, judge.dense.logits, run.config.bert)
+                f"{budget:g}": insight(
+                    made.layer_mask, split, judge.dense.logits, run.model.config.bert
+                )
                 for budget, made in planned.items()
             },
         }
@@ -109,7 +114,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         plot_layers_by_difficulty(
             folder / f"layers_by_difficulty{suffix}.png",
             {budget: made.layer_mask for budget, made in planned.items()},
-            difficulty(split, judge.dense.logits, run.config.bert),
+            difficulty(split, judge.dense.logits, config.bert),
             f"the dense model's {'error' if run.task.spec.is_regression else 'uncertainty'}",
             title,
         )

@@ -7,7 +7,7 @@ import numpy as np
 
 from dpbert_jax.benchmark.timing import interleaved
 from dpbert_jax.data import batches
-from dpbert_jax.inference import make_executor, resolve_rule
+from dpbert_jax.inference import resolve_rule
 from dpbert_jax.inference.executors import INPUTS, Executor
 from dpbert_jax.policies.cost import plan_cost
 from dpbert_jax.policies.dpbert import DPBertOutput
@@ -26,23 +26,23 @@ def time_points(args: SweepArguments, judge: Judge, points: list[Point]) -> None
         {name: batch[name] for name in INPUTS}
         for batch in batches(split, 1, run.args.max_seq_length)
     ]
-    dense = make_executor("cond", run.teacher_config, run.teacher_params)
-    skipping = make_executor("cond", run.config, run.params)
-    full = resolve_rule(run.teacher_config, 1.0)
+    dense = run.teacher.executor("cond")
+    skipping = run.model.executor("cond")
+    full = resolve_rule(run.teacher.config, 1.0)
 
     def one_by_one(execute: Executor, rule: Rule) -> list[DPBertOutput]:
         return [jax.device_get(execute(row, rule)) for row in rows]
 
     def mean_cost(outputs: list[DPBertOutput]) -> float:
-        gates = [output.layer_mask[:, run.config.stem_layers :] for output in outputs]
+        gates = [output.layer_mask[:, run.model.config.stem_layers :] for output in outputs]
         lengths = [int(row["attention_mask"].sum()) for row in rows]
-        costs = [plan_cost(run.config, *row)[0] for row in zip(gates, lengths, strict=True)]
+        costs = [plan_cost(run.model.config, *row)[0] for row in zip(gates, lengths, strict=True)]
         return float(np.mean(costs))
 
     calls: dict[str, Any] = {"dense": lambda: one_by_one(dense, full)}
     costs = {}
     for number, point in enumerate(planned):
-        rule = resolve_rule(run.config, point["budget"], point["variant"])
+        rule = resolve_rule(run.model.config, point["budget"], point["variant"])
         calls[str(number)] = lambda rule=rule: one_by_one(skipping, rule)
         costs[number] = mean_cost(calls[str(number)]())  # off the clock
     found = interleaved(calls, {}, args.repeats, rounds=1)
@@ -52,15 +52,15 @@ def time_points(args: SweepArguments, judge: Judge, points: list[Point]) -> None
         point["latency_share"] = taken["min_ms"] / reference["min_ms"]
         point["latency_cost"] = costs[number]
 
-    dense = make_executor("packed", run.teacher_config, run.teacher_params)
-    skipping = make_executor("packed", run.config, run.params)
+    dense = run.teacher.executor("packed")
+    skipping = run.model.executor("packed")
     seconds: dict[int, list[float]] = {number: [] for number in (-1, *range(len(planned)))}
     for repeat in range(args.repeats):
         first = repeat == 0  # compilation stays off the clock
         made = run_split(run, judge.split, dense, full, warm_up=first)
         seconds[-1].append(made.seconds)
         for number, point in enumerate(planned):
-            rule = resolve_rule(run.config, point["budget"], point["variant"])
+            rule = resolve_rule(run.model.config, point["budget"], point["variant"])
             made = run_split(run, judge.split, skipping, rule, warm_up=first)
             seconds[number].append(made.seconds)
     for number, point in enumerate(planned):

@@ -31,7 +31,7 @@ from dpbert_jax.data import Columns, TaskData
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
-from dpbert_jax.evaluation.report import Subject, evaluate
+from dpbert_jax.evaluation.report import evaluate
 from dpbert_jax.evaluation.task import recorded_columns
 from dpbert_jax.hub import (
     load_params,
@@ -39,6 +39,7 @@ from dpbert_jax.hub import (
     resolve_folder,
     save_folder,
 )
+from dpbert_jax.model import Model
 from dpbert_jax.policies.dpbert import DPBert, Params, init_params
 from dpbert_jax.run_folder import CHECKPOINTS, TEACHER
 from dpbert_jax.training.arguments import NEVER, TrainArguments
@@ -341,9 +342,10 @@ def _report(run: _Run, config: DPBertConfig, params: Params, last: StagePlan) ->
     """Scores the run as it was saved."""
     args = run.args
     columns = columns_of(run.task) if args.validation_file else Columns()
-    subject = Subject(run.folder, config, params, run.tokenizer, run.dense, _teacher(run))
+    shared = (run.tokenizer, args.max_seq_length, run.folder, compute_dtype(args))
     results = evaluate(
-        subject,
+        Model(config, params, *shared),
+        Model(run.dense, _teacher(run), *shared),
         EvalArguments(
             model_name_or_path=str(run.folder),
             budget=[

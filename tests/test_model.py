@@ -1,4 +1,4 @@
-"""The predictor: text in, labels and plans out, the same as evaluation gives."""
+"""The model: text in, labels and plans out, the same as evaluation gives."""
 
 import dataclasses
 import json
@@ -19,9 +19,10 @@ from dpbert_jax.data import Examples, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.hub import load_run, load_tokenizer, save_folder
-from dpbert_jax.inference import Predictor, make_executor, resolve_rule
+from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.inference.texts import Encoder
+from dpbert_jax.model import Model
 
 VOCABULARY = "the a cat dog sat ran on mat in sun and it was film walk good bad"
 TEXTS = ["the cat sat on the mat", "a film"]
@@ -29,8 +30,8 @@ LONG = "the cat sat on the mat and a dog ran in the sun and it was good"
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_run):
-    return Predictor(str(tiny_run))
+def model(tiny_run):
+    return Model.from_pretrained(str(tiny_run))
 
 
 def copied(run: Path, folder: Path) -> Path:
@@ -41,26 +42,26 @@ def copied(run: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def untrained(tmp_path, tiny_folder, random_params):
-    """A function (seed, config, changes of the tiny preset) -> the predictor of a random model."""
+    """A function (seed, config, changes of the tiny preset) -> the model of a random model."""
 
     def make(seed, *planned, **changes):
         config = DPBertConfig(dataclasses.replace(TINY, **changes), *planned)
         save_folder(tmp_path, config, random_params(config, seed), load_tokenizer(tiny_folder))
-        return Predictor(str(tmp_path))
+        return Model.from_pretrained(str(tmp_path))
 
     return make
 
 
-def test_each_text_gets_a_label_probabilities_and_its_layers(predictor, tiny_run):
+def test_each_text_gets_a_label_probabilities_and_its_layers(model, tiny_run):
     config = read_config(tiny_run)
-    predictions = predictor(TEXTS, budget=1.0)
+    predictions = model.predict(TEXTS, budget=1.0)
     assert [p.layers for p in predictions] == [tuple(range(config.bert.num_hidden_layers))] * 2
     for p in predictions:
         assert tuple(p.probabilities) == config.bert.labels
         assert sum(p.probabilities.values()) == pytest.approx(1)
         assert p.score == p.probabilities[p.label] == max(p.probabilities.values())
         assert 1 <= p.cost < 1.1 and not p.truncated
-    assert predictor([], budget=1.0) == []
+    assert model.predict([], budget=1.0) == []
 
 
 def test_several_labels_or_none_are_those_above_one_half(untrained):
@@ -91,14 +92,14 @@ def test_a_text_does_not_depend_on_its_neighbours_order_or_number(untrained):
     assert len({p.layers for p in few}) > 1
 
 
-def test_top_k_runs_the_layers_that_the_budget_pays_for(predictor):
-    predictions = predictor(TEXTS, budget=0.7, plan_rule="top_k")
+def test_top_k_runs_the_layers_that_the_budget_pays_for(model):
+    predictions = model.predict(TEXTS, budget=0.7, plan_rule="top_k")
     # Of 3, the stem among them.
     assert all(len(p.layers) == 2 and p.layers[0] == 0 for p in predictions)
 
 
 @pytest.mark.parametrize("pairs", [False, True], ids=["single", "pairs"])
-def test_longer_texts_are_cut_as_in_evaluation_and_say_so(pairs, predictor, tiny_run, caplog):
+def test_longer_texts_are_cut_as_in_evaluation_and_say_so(pairs, model, tiny_run, caplog):
     firsts, seconds = [*TEXTS, LONG, f"{LONG} {LONG}"], [LONG, "good", "a film", LONG]
     examples = Examples(firsts, seconds if pairs else None, None)
     _, config, params, tokenizer = load_run(str(tiny_run))
@@ -106,7 +107,7 @@ def test_longer_texts_are_cut_as_in_evaluation_and_say_so(pairs, predictor, tiny
     execute, rule = make_executor("packed", config, params), resolve_rule(config, 0.7)
     wanted = predict(execute, rule, config, split, batch_size=8, max_seq_length=16)
     with caplog.at_level(logging.WARNING):
-        predictions = predictor(firsts, seconds if pairs else None, budget=0.7)
+        predictions = model.predict(firsts, seconds if pairs else None, budget=0.7)
     cut = [True, False, True, True] if pairs else [False, False, True, True]
     assert [p.truncated for p in predictions] == cut
     assert f"{sum(cut)} of 4 texts were cut to 16 tokens" in caplog.text
@@ -120,39 +121,39 @@ def test_longer_texts_are_cut_as_in_evaluation_and_say_so(pairs, predictor, tiny
 
 
 def test_the_longest_input_is_that_of_the_run_of_its_export_or_of_the_call(
-    predictor, tiny_run, tmp_path
+    model, tiny_run, tmp_path
 ):
-    assert predictor.max_length == 16
-    assert predictor([LONG], max_length=32)[0].truncated is False
+    assert model.max_length == 16
+    assert model.predict([LONG], max_length=32)[0].truncated is False
     elsewhere = copied(tiny_run, tmp_path / "run")
     (elsewhere / "train_config.json").unlink()
-    assert Predictor(str(elsewhere)).max_length == 32
+    assert Model.from_pretrained(str(elsewhere)).max_length == 32
     (elsewhere / "export_config.json").write_text(json.dumps({"max_seq_length": 12}))
-    assert Predictor(str(elsewhere)).max_length == 12
+    assert Model.from_pretrained(str(elsewhere)).max_length == 12
     with pytest.raises(
         UserError, match=r"2 of 4 texts .* 16 tokens: 1 \(19 tokens\), 3 \(19 tokens\)"
     ):
-        predictor(["a", LONG, "b", LONG], truncation=False)
-    assert not predictor([LONG], truncation=False, max_length=19)[0].truncated
+        model.predict(["a", LONG, "b", LONG], truncation=False)
+    assert not model.predict([LONG], truncation=False, max_length=19)[0].truncated
     with pytest.raises(UserError, match="33 tokens, but the model has positions for 1 to 32"):
-        predictor(TEXTS, max_length=33)
+        model.predict(TEXTS, max_length=33)
     with pytest.raises(UserError, match="max_length 2 leaves no room"):
-        predictor(TEXTS, max_length=2)
+        model.predict(TEXTS, max_length=2)
 
 
-def test_what_cannot_be_done_is_refused(predictor):
+def test_what_cannot_be_done_is_refused(model):
     with pytest.raises(UserError, match="2 texts, but 1 second segments"):
-        predictor(TEXTS, ["a dog"])
+        model.predict(TEXTS, ["a dog"])
     with pytest.raises(UserError, match="must lie in"):
-        predictor(TEXTS, budget=0.0)
+        model.predict(TEXTS, budget=0.0)
 
 
-def test_a_tokenizer_that_names_no_token_types_serves_as_it_trains(predictor, tiny_run, tmp_path):
+def test_a_tokenizer_that_names_no_token_types_serves_as_it_trains(model, tiny_run, tmp_path):
     folder = copied(tiny_run, tmp_path / "run")
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "model_input_names": ["input_ids", "attention_mask"]}))
-    assert Predictor(str(folder))(TEXTS, TEXTS) == predictor(TEXTS, TEXTS)
+    assert Model.from_pretrained(str(folder)).predict(TEXTS, TEXTS) == model.predict(TEXTS, TEXTS)
 
 
 @pytest.mark.parametrize("texts", [["dog", "a film"], ["a film"] * CHUNK_ROWS + ["dog"]])
@@ -162,22 +163,22 @@ def test_nan_is_no_answer_and_its_text_is_named(texts, tiny_run, tmp_path):
     tensors["bert.embeddings.word_embeddings.weight"][load_tokenizer(folder).vocab["dog"]] = np.nan
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(UserError, match=rf"Input {texts.index('dog')} .* no answer.*nan"):
-        Predictor(str(folder))(texts)
+        Model.from_pretrained(str(folder)).predict(texts)
 
 
 IN_ANOTHER_PROCESS = """
 import os, pickle, signal, sys, warnings
 from dpbert_jax.errors import UserError
-from dpbert_jax.inference import Predictor
+from dpbert_jax import Model
 
 warnings.simplefilter("ignore")  # JAX's own, of the fork
 with open(sys.argv[1], "rb") as file:
-    predictor = pickle.load(file)
-print(predictor(["a film"]), flush=True)
+    model = pickle.load(file)
+print(model.predict(["a film"]), flush=True)
 child = os.fork()
 if not child:
     signal.alarm(60)  # what hangs here ends without a word
-    for attempt in (lambda: predictor(["a film"]), lambda: Predictor(sys.argv[2])):
+    for attempt in (lambda: model.predict(["a film"]), lambda: Model.from_pretrained(sys.argv[2])):
         try:
             print(attempt(), flush=True)
         except UserError as error:
@@ -188,11 +189,11 @@ os.waitpid(child, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_another_process_unpickles_it_and_a_fork_is_refused(predictor, tiny_run, tmp_path):
-    (tmp_path / "predictor").write_bytes(pickle.dumps(predictor))
-    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, tmp_path / "predictor", tiny_run]
+def test_another_process_unpickles_it_and_a_fork_is_refused(model, tiny_run, tmp_path):
+    (tmp_path / "model").write_bytes(pickle.dumps(model))
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, tmp_path / "model", tiny_run]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     answer, *refusals = done.stdout.splitlines()
-    assert answer == str(predictor(["a film"]))
+    assert answer == str(model.predict(["a film"]))
     assert len(refusals) == 2
     assert all("JAX does not work in a fork" in line for line in refusals)
