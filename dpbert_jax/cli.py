@@ -43,10 +43,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     if VERBS[verb].trains:
         import dpbert_jax.allocator  # noqa: F401  before NumPy and JAX: see there
-    from dpbert_jax.flags import run_script
+    try:
+        from dpbert_jax.flags import run_script
+        from dpbert_jax.programs import keep_programs
 
+        module = importlib.import_module(f"dpbert_jax.{VERBS[verb].module}")
+    except ModuleNotFoundError as error:
+        print(
+            f"error: dpbert {verb} needs {error.name}, which is not installed: "
+            "pip install 'dpbert-jax[train]'.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    keep_programs()
     sys.argv = [f"dpbert {verb}", *flags]  # what argparse calls the program by
-    run_script(importlib.import_module(f"dpbert_jax.{VERBS[verb].module}").main)
+    run_script(module.main)
 
 
 def usage() -> str:

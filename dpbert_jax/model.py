@@ -33,6 +33,7 @@ from dpbert_jax.policies.cost import plan_cost
 from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.policies.rule import resolve_rule
 from dpbert_jax.problem import answers, probabilities
+from dpbert_jax.programs import keep_programs
 from dpbert_jax.run_folder import EXPORT_CONFIG, read_max_seq_length
 
 
@@ -73,6 +74,7 @@ class Model:
             UserError: it is none of these, or its files do not fit together or have been changed.
         """
         _refuse_fork()
+        keep_programs()
         folder, config, params, tokenizer = load_run(str(model_name_or_path))
         longest = read_max_seq_length(folder) or config.bert.max_position_embeddings
         model = cls(config, params, tokenizer, longest, folder, dtype)

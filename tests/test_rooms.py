@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dpbert_jax"
 # From the ground up; what stands together on a line is one floor.
 ROOMS = (
-    ("errors", "problem", "allocator"),
+    ("errors", "problem", "allocator", "programs"),
     ("run_folder", "run_glue"),
     ("flags", "integrity"),
     ("hosts", "bucket", "config"),
@@ -17,6 +17,7 @@ ROOMS = (
     ("data",),
     ("hub",),
     ("inference",),
+    ("model",),
     ("evaluation",),
     ("training",),
     ("export",),
