@@ -19,8 +19,9 @@ from dpbert_jax.model import Model
 from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.run_folder import TEACHER, read_train_config
 from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.feed import Feed
 from dpbert_jax.training.held_out_table import held_out_table
-from dpbert_jax.training.loop import StagePlan, run_stage
+from dpbert_jax.training.loop import Hooks, StagePlan, run_stage
 from dpbert_jax.training.rows import (
     Rows,
     global_batch_size,
@@ -99,7 +100,7 @@ def fit(
     # As the stages that the run's own backbone went through after the dense one.
     rate = run.args.backbone_learning_rate("final")
     args = dataclasses.replace(run.args, learning_rate=rate)
-    plan = StagePlan("dense", 0, 0, run.steps)
+    plan = StagePlan("dense", 0, 0, run.steps, title=name)
     optimizer = stage_optimizer(params, config, plan, args)
     step = make_train_step(
         loss,
@@ -108,22 +109,15 @@ def fit(
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
     )
-    state = run_stage(
-        plan,
-        step,
-        create_state(params, optimizer),
+    feed = Feed(
         run.rows.kept,
-        distilled,
-        row_numbers=run.rows.kept_numbers,
+        run.rows.kept_numbers,
         batch_size=global_batch_size(args),
         max_seq_length=args.max_seq_length,
         pad_token_id=config.bert.pad_token_id,
         seed=args.seed,
-        logging_steps=args.logging_steps,
-        save_steps=plan.num_steps + 1,
-        tracker=Trackers([]),
-        save=lambda done, state: None,
-        is_regression=config.bert.is_regression,
-        title=name,
+        teacher_logits=distilled,
     )
+    unsaved = Hooks(Trackers([]), args.logging_steps, plan.num_steps + 1, lambda done, state: None)
+    state = run_stage(plan, step, create_state(params, optimizer), feed, unsaved)
     return jax.device_get(state.params)

@@ -1,18 +1,17 @@
 """The loop over one stage's steps: batches in, numbers out, checkpoints between."""
 
-import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from signal import Signals
 
 import numpy as np
 from tqdm import tqdm
 
-from dpbert_jax.data import Batch, TokenizedSplit, batches, num_batches
 from dpbert_jax.errors import UserError
+from dpbert_jax.training.feed import Feed
 from dpbert_jax.training.objective import StageName
 from dpbert_jax.training.preemption import Preemption, exit_code
 from dpbert_jax.training.step import Step, Sums, TrainState
@@ -29,6 +28,7 @@ class StagePlan:
     index: int
     first_step: int  # global step at which it begins
     num_steps: int
+    title: str | None = None  # what the progress bar says; None: the name
 
 
 class Clock:
@@ -43,98 +43,62 @@ class Clock:
         return {"data_wait": self.data / total, "checkpoint_wait": self.checkpoints / total}
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What happens beside a stage's steps."""
+
+    tracker: Tracker
+    logging_steps: int
+    save_steps: int
+    save: Callable[[int, TrainState], None]  # (stage step, state), on global steps and at the end
+    # After the last step of each epoch and of all, with (stage step, state).
+    end_epoch: Callable[[int, TrainState], None] | None = None
+    preemption: Preemption = field(default_factory=Preemption)  # where a signal to stop is noted
+
+
 def run_stage(
-    plan: StagePlan,
-    step: Step,
-    state: TrainState,
-    split: TokenizedSplit,
-    teacher_logits: np.ndarray | None,
-    *,
-    row_numbers: np.ndarray,
-    batch_size: int,
-    max_seq_length: int,
-    pad_token_id: int,
-    seed: int,
-    logging_steps: int,
-    save_steps: int,
-    tracker: Tracker,
-    save: Callable[[int, TrainState], None],
-    is_regression: bool,
-    title: str | None = None,
-    own: np.ndarray | None = None,
-    preemption: Preemption | None = None,
-    end_epoch: Callable[[int, TrainState], None] | None = None,
+    plan: StagePlan, step: Step, state: TrainState, feed: Feed, hooks: Hooks
 ) -> TrainState:
     """Runs the steps that the state has not done yet; every draw depends on (seed, step) only.
-
-    Args:
-        row_numbers: where the split's rows stand in the training data; [N].
-        batch_size: rows of the global batch.
-        save: called with (stage step, state) every `save_steps` global steps and at the end.
-        title: what the progress bar says; default: the stage's name.
-        own: positions in the global batch that this process builds; default: all.
-        preemption: where a signal to stop is noted.
-        end_epoch: called with (stage step, state) behind the last step of each epoch and of all.
 
     Raises:
         UserError: the loss or its gradient is not finite; names the step and the rows.
         SystemExit: a process of this run was told to stop: its step is done, and saved.
     """
-    preemption = preemption or Preemption()
-    per_epoch = num_batches(len(split), batch_size)
     done = int(state.step)
-    bar = tqdm(total=plan.num_steps, initial=done, desc=title or plan.name, dynamic_ncols=True)
+    title = plan.title or plan.name
+    bar = tqdm(total=plan.num_steps, initial=done, desc=title, dynamic_ncols=True)
     window: list[Sums] = []
     began = time.perf_counter()
     clock = Clock()
-
-    def schedule() -> Iterator[tuple[int, Batch]]:
-        first, start = divmod(done, per_epoch)
-        for epoch in itertools.count(first):
-            for batch in batches(
-                split,
-                batch_size,
-                max_seq_length,
-                seed=seed,
-                epoch=epoch,
-                start=start if epoch == first else 0,
-                pad_token_id=pad_token_id,
-                own=own,
-            ):
-                if teacher_logits is not None:
-                    # Padding rows (index -1) get some row's logits; their weight is 0.
-                    batch["teacher_logits"] = teacher_logits[batch["indices"]]
-                yield epoch, batch
-
-    upcoming = schedule()
-    with bar, preemption.deferred():
+    upcoming = feed.batches(done)
+    with bar, hooks.preemption.deferred():
         while done < plan.num_steps:
             asked = time.perf_counter()
             epoch, batch = next(upcoming)
             clock.data += time.perf_counter() - asked
-            state, sums = step(state, batch, preemption.signal)
+            state, sums = step(state, batch, hooks.preemption.signal)
             signal = int(sums.pop("signal"))
             done += 1
             if not (math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"])):
-                rows = row_numbers[batch["indices"][batch["indices"] >= 0]]
-                _refuse_divergence(plan, done, epoch, rows, sums)
+                _refuse_divergence(plan, done, epoch, feed.rows_of(batch), sums)
             window.append(sums)
-            values = _summary(window, is_regression)
+            values = _summary(window)
             rate = sum(s["rows"] for s in window) / (time.perf_counter() - began)
             values["examples_per_second"] = rate
             bar.set_postfix(_short(values), refresh=False)
             bar.update()
             global_step = plan.first_step + done
             last = done == plan.num_steps
-            if last or global_step % logging_steps == 0:
+            if last or global_step % hooks.logging_steps == 0:
                 values |= clock.shares()
-                tracker.log(global_step, {"phase": plan.name, "epoch": epoch, **values})
+                hooks.tracker.log(global_step, {"phase": plan.name, "epoch": epoch, **values})
                 window, began = [], time.perf_counter()
-            if end_epoch and (last or done % per_epoch == 0):
-                end_epoch(done, state)
-            if last or signal or global_step % save_steps == 0:
+            if hooks.end_epoch and (last or done % feed.steps_per_epoch == 0):
+                hooks.end_epoch(done, state)
+            if last or signal or global_step % hooks.save_steps == 0:
                 asked = time.perf_counter()
-                save(done, state)
+                hooks.save(done, state)
                 clock.checkpoints += time.perf_counter() - asked
             if signal:
                 bar.close()  # what is said next begins a line of its own
@@ -142,7 +106,7 @@ def run_stage(
     waited = clock.shares()
     logger.info(
         "%s: %.2f %% of the time waiting for data, %.2f %% for checkpoints.",
-        title or plan.name,
+        title,
         100 * waited["data_wait"],
         100 * waited["checkpoint_wait"],
     )
@@ -172,12 +136,15 @@ def _refuse_divergence(
     )
 
 
-def _summary(window: list[dict[str, float]], is_regression: bool) -> dict[str, float]:
-    """Means over the steps since the last line: loss, training score, layers a row."""
+def _summary(window: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the steps since the last line: loss, training score, layers a row.
+
+    The score is the accuracy, or, where the sums are those of a regression, Pearson's correlation.
+    """
     total = {key: math.fsum(sums[key] for sums in window) for key in window[0]}
     rows = total["rows"]
     values = {"loss": total["loss"] / len(window), "mean_layers": total["layers"] / rows}
-    if is_regression:
+    if "xy" in total:
         x, y = total["x"] / rows, total["y"] / rows
         spread = (total["xx"] / rows - x * x) * (total["yy"] / rows - y * y)
         values["score"] = (total["xy"] / rows - x * y) / math.sqrt(max(spread, 1e-12))

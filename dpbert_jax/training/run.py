@@ -46,8 +46,9 @@ from dpbert_jax.training.arguments import NEVER, TrainArguments
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.checkpoint import Checkpoints, Position
 from dpbert_jax.training.configs import dense_config, planned_config
+from dpbert_jax.training.feed import Feed
 from dpbert_jax.training.held_out_table import held_out_table
-from dpbert_jax.training.loop import StagePlan, run_stage
+from dpbert_jax.training.loop import Hooks, StagePlan, run_stage
 from dpbert_jax.training.memory import check_memory, memory_explained
 from dpbert_jax.training.objective import stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
@@ -301,26 +302,25 @@ def _train_stage(run: _Run, plan: StagePlan, state: TrainState, config: DPBertCo
         with memory_explained(config, rows.kept.lengths, args):
             return compiled(state, batch, signal)
 
-    state = run_stage(
-        plan,
-        step,
-        state,
+    feed = Feed(
         rows.kept,
-        distilled,
-        row_numbers=rows.kept_numbers,
+        rows.kept_numbers,
         batch_size=global_batch_size(args),
         max_seq_length=args.max_seq_length,
         pad_token_id=config.bert.pad_token_id,
         seed=seed,
-        logging_steps=args.logging_steps,
-        save_steps=args.save_steps,
-        tracker=run.tracker,
-        save=save,
-        is_regression=config.bert.is_regression,
+        teacher_logits=distilled,
         own=own_positions(global_batch_size(args), args.gradient_accumulation_steps),
-        preemption=run.preemption,
-        end_epoch=best.consider if best else None,
     )
+    hooks = Hooks(
+        run.tracker,
+        args.logging_steps,
+        args.save_steps,
+        save,
+        end_epoch=best.consider if best else None,
+        preemption=run.preemption,
+    )
+    state = run_stage(plan, step, state, feed, hooks)
     return best.params() if best else jax.device_get(state.params)
 
 

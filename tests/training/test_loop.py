@@ -8,7 +8,8 @@ from scipy.stats import pearsonr
 
 from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.errors import UserError
-from dpbert_jax.training.loop import StagePlan, _summary, run_stage
+from dpbert_jax.training.feed import Feed
+from dpbert_jax.training.loop import Hooks, StagePlan, _summary, run_stage
 from dpbert_jax.training.step import TrainState
 
 ROWS, BATCH = 10, 4
@@ -36,7 +37,16 @@ class Recorder:
         pass
 
 
-def run(num_steps=7, done=0, loss=float, grad_norm=float, teacher_logits=None, step=None, **flags):
+def run(
+    num_steps=7,
+    done=0,
+    loss=float,
+    grad_norm=float,
+    teacher_logits=None,
+    own=None,
+    step=None,
+    **hooks,
+):
     """Runs a stage that begins at global step 100; returns batches, logged lines and saves."""
     seen, saves, tracker = [], [], Recorder()
 
@@ -48,25 +58,23 @@ def run(num_steps=7, done=0, loss=float, grad_norm=float, teacher_logits=None, s
         sums |= {"grad_norm": grad_norm(number), "signal": signal}
         return TrainState({}, (), np.int32(number)), sums
 
+    hooks = {"save": lambda step, state: saves.append((step, int(state.step))), **hooks}
+    feed = Feed(
+        SPLIT,
+        np.arange(len(SPLIT)) + 1000,
+        batch_size=BATCH,
+        max_seq_length=16,
+        pad_token_id=0,
+        seed=1,
+        teacher_logits=teacher_logits,
+        own=own,
+    )
     state = run_stage(
         StagePlan("dense", 0, 100, num_steps),
         step or count,
         TrainState({}, (), np.int32(done)),
-        SPLIT,
-        teacher_logits,
-        **{
-            "row_numbers": np.arange(len(SPLIT)) + 1000,
-            "batch_size": BATCH,
-            "max_seq_length": 16,
-            "pad_token_id": 0,
-            "seed": 1,
-            "logging_steps": 2,
-            "save_steps": 3,
-            "tracker": tracker,
-            "save": lambda step, state: saves.append((step, int(state.step))),
-            "is_regression": False,
-            **flags,
-        },
+        feed,
+        Hooks(tracker, logging_steps=2, save_steps=3, **hooks),
     )
     assert int(state.step) == num_steps
     return seen, tracker.lines, saves
@@ -131,7 +139,7 @@ def test_the_running_correlation_is_pearsons():
         }
         for a, b in zip(x.reshape(3, 10), y.reshape(3, 10), strict=True)
     ]
-    assert _summary(window, True)["score"] == pytest.approx(pearsonr(x, y)[0])
+    assert _summary(window)["score"] == pytest.approx(pearsonr(x, y)[0])
 
 
 def test_a_signal_finishes_the_step_saves_and_ends_the_process(caplog):

@@ -1,0 +1,50 @@
+"""What a stage's steps are made of: batches that follow from the seed and the step alone."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpbert_jax.data import Batch, TokenizedSplit, batches, num_batches
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The rows of a stage, epoch after epoch."""
+
+    split: TokenizedSplit
+    row_numbers: np.ndarray  # where its rows stand in the training data; [N]
+    batch_size: int  # rows of the global batch
+    max_seq_length: int
+    pad_token_id: int
+    seed: int
+    teacher_logits: np.ndarray | None = None  # [N, C]
+    own: np.ndarray | None = None  # positions in a batch that this process builds; None: all
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return num_batches(len(self.split), self.batch_size)
+
+    def batches(self, done: int) -> Iterator[tuple[int, Batch]]:
+        """The batches after the first `done`, each with the number of its epoch; without end."""
+        first, start = divmod(done, self.steps_per_epoch)
+        for epoch in itertools.count(first):
+            for batch in batches(
+                self.split,
+                self.batch_size,
+                self.max_seq_length,
+                seed=self.seed,
+                epoch=epoch,
+                start=start if epoch == first else 0,
+                pad_token_id=self.pad_token_id,
+                own=self.own,
+            ):
+                if self.teacher_logits is not None:
+                    # Padding rows (index -1) get some row's logits; their weight is 0.
+                    batch["teacher_logits"] = self.teacher_logits[batch["indices"]]
+                yield epoch, batch
+
+    def rows_of(self, batch: Batch) -> np.ndarray:
+        """Where the batch's real rows stand in the training data."""
+        return self.row_numbers[batch["indices"][batch["indices"] >= 0]]
