@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Bool
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.errors import UserError
@@ -69,8 +70,23 @@ class Executor:
         """
         rows = check_batch(self.config, batch)
         forced = forced_gates(self.config, layer_mask, rows)
-        output = self.run({name: batch[name] for name in INPUTS}, rule, forced)
-        check_finite(output, batch.get("indices", np.arange(rows)))
+        inputs = {name: batch[name] for name in INPUTS}
+        output = self.run(inputs, rule, forced)
+        indices = batch.get("indices", np.arange(rows))  # of padding -1: no answer is made of it
+        wrong = np.flatnonzero(~finite(output) & (indices >= 0))
+        if len(wrong):
+            # `packed` lays inputs side by side, where NaN spreads: each is asked alone.
+            alone = (
+                self.run({name: v[[row]] for name, v in inputs.items()}, rule, forced[[row]])
+                for row in wrong
+            )
+            named = zip(wrong, alone, strict=True)
+            culprit = next((row for row, answer in named if not finite(answer)[0]), wrong[0])
+            raise UserError(
+                f"Input {indices[culprit]} (counted from 0) has no answer: the model computes NaN "
+                "or infinity for it. Look for such values in its weights, and, where it computes "
+                "in bfloat16, try float32."
+            )
         return output
 
 
@@ -110,21 +126,10 @@ def check_batch(config: DPBertConfig, batch: Mapping[str, np.ndarray]) -> int:
     return shape[0]
 
 
-def check_finite(output: DPBertOutput, indices: np.ndarray) -> None:
-    """Refuses NaN and infinity: argmax, sigmoid and thresholds would make an answer of them.
-
-    Args:
-        indices: [B], each row's number in what was asked; -1 for padding.
-    """
-    for values in map(np.asarray, (output.logits, output.gate_logits)):
-        wrong = indices[~np.isfinite(values).all(axis=1) & (indices >= 0)]
-        if len(wrong):
-            number = wrong.min()
-            raise UserError(
-                f"Input {number} (counted from 0) has no answer: the model computes "
-                f"{values[indices == number][0].tolist()} for it. Look for NaN and infinity in its "
-                "weights, and, where it computes in bfloat16, try float32."
-            )
+def finite(output: DPBertOutput) -> Bool[np.ndarray, " B"]:
+    """Which rows' numbers are ones: argmax and thresholds would make an answer of NaN as well."""
+    every = np.concatenate([output.logits, output.gate_logits], axis=1)
+    return np.asarray(np.isfinite(every).all(axis=1))
 
 
 def forced_gates(config: DPBertConfig, layer_mask: np.ndarray | None, rows: int) -> np.ndarray:

@@ -23,8 +23,8 @@ def read_texts(texts: Any, text_pairs: Any = None) -> Texts:
     """The texts, or the pairs, of a call.
 
     Taken are sequences (list, tuple, numpy array, pandas Series, column of a dataset) of strings,
-    or of pairs of strings. Empty strings are texts: the caller has seen them, as nobody may have
-    those in a file, where they are refused as the sign of a column gone missing.
+    or of pairs of strings. An empty string is a text, with its special tokens only; in files it is
+    refused, as the sign of a column that went missing.
 
     Raises:
         UserError: something else, named with its position, counted from 0.

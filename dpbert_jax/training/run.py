@@ -27,7 +27,7 @@ import numpy as np
 from dpbert_jax import hosts
 from dpbert_jax.bucket import BucketFolder, is_url
 from dpbert_jax.config import DPBertConfig, read_config
-from dpbert_jax.data import Columns, TaskData
+from dpbert_jax.data import TaskData
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
@@ -72,7 +72,7 @@ from dpbert_jax.training.step import (
     make_train_step,
     own_positions,
 )
-from dpbert_jax.training.task import columns_of, training_task
+from dpbert_jax.training.task import columns_of, training_task, validation_data
 from dpbert_jax.training.tracker import Tracker, Trackers, make_tracker
 
 logger = logging.getLogger(__name__)
@@ -341,7 +341,6 @@ def _refitted(run: _Run, params: Params) -> Params:
 def _report(run: _Run, config: DPBertConfig, params: Params, last: StagePlan) -> None:
     """Scores the run as it was saved."""
     args = run.args
-    columns = columns_of(run.task) if args.validation_file else Columns()
     shared = (run.tokenizer, args.max_seq_length, run.folder, compute_dtype(args))
     results = evaluate(
         Model(config, params, *shared),
@@ -355,16 +354,7 @@ def _report(run: _Run, config: DPBertConfig, params: Params, last: StagePlan) ->
             ],
             max_eval_samples=args.max_eval_samples,
             bf16=args.bf16,
-            task_name=args.task_name,
-            data_dir=args.data_dir,
-            validation_file=args.validation_file,
-            text_column_name=columns.text,
-            text_pair_column_name=columns.text_pair,
-            label_column_name=columns.label,
-            label_mapping=args.label_mapping,
-            positive_class=args.positive_class,
-            on_bad_row=args.on_bad_row,
-            max_seq_length=args.max_seq_length,
+            **validation_data(args, run.task),
         ),
     )
     logged = ("score", "score_kept", "mean_layers", "cost", "distinct_plans")

@@ -1,5 +1,7 @@
 """The task that a run is trained on, as its flags, its teacher and its record have it."""
 
+from typing import Any
+
 from dpbert_jax.config import BertConfig
 from dpbert_jax.data import Columns, TaskData, load_task
 from dpbert_jax.errors import UserError
@@ -44,3 +46,23 @@ def columns_of(task: TaskData) -> Columns:
     """The columns that the task was read from."""
     first, second = (*task.spec.text_columns, None)[:2]
     return Columns(first, second, task.spec.label_column)
+
+
+def validation_data(args: TrainArguments, task: TaskData) -> dict[str, Any]:
+    """The flags of `eval.py` for the run's own data, read as it was for training.
+
+    All of them, since only process 0 can look into the run's folder for what is missing.
+    """
+    columns = columns_of(task) if args.validation_file else Columns()
+    return {
+        "task_name": args.task_name,
+        "data_dir": args.data_dir,
+        "validation_file": args.validation_file,
+        "text_column_name": columns.text,
+        "text_pair_column_name": columns.text_pair,
+        "label_column_name": columns.label,
+        "label_mapping": args.label_mapping,
+        "positive_class": args.positive_class,
+        "on_bad_row": args.on_bad_row,
+        "max_seq_length": args.max_seq_length,
+    }

@@ -145,7 +145,7 @@ def test_names_that_differ_in_case_only_are_told_by_case():
 
 def test_the_positive_class(tmp_path: Path):
     path = rows(tmp_path, "spam", "ham", "spam")
-    flags = {"train_file": path, "validation_file": path}
+    flags: dict[str, Any] = {"train_file": path, "validation_file": path}
     assert load_task(**flags).spec.positive == 1
     assert load_task(**flags, positive_class="HAM").spec.positive == 0
     with pytest.raises(UserError, match=r"--positive_class eggs is not one .* \['ham', 'spam'\]"):
