@@ -74,7 +74,9 @@ def write_artifact(name: str, folder: Path, model: Model) -> None:
         "format": name,
         "plan_rule": None if name == "huggingface" else model.plan_rule,  # there, of the call
         "int8": model.int8,
+        "default_budget": model.config.default_budget,
         "max_seq_length": model.max_seq_length,
+        "max_position_embeddings": model.config.bert.max_position_embeddings,
         "versions": {package: version(package) for package in ("dpbert-jax", "jax")},
     }
     text = json.dumps(made, indent=2)
@@ -100,6 +102,11 @@ def _write_onnx(folder: Path, model: Model) -> None:
         raise UserError("--int8 is for models with a planner; this one has none.")
     else:
         written = dense_onnx(model.config.bert, model.params)
+    longest = {
+        "max_seq_length": model.max_seq_length,
+        "max_position_embeddings": model.config.bert.max_position_embeddings,
+    }
+    onnx.helper.set_model_props(written, {k: str(n) for k, n in longest.items() if n})
     _write_beside(folder, model)
     onnx.save(written, str(folder / ONNX))
 
