@@ -119,8 +119,14 @@ class DPBertConfig:
     bert: BertConfig
     planner: PlannerConfig | None = None
     calibration: Calibration | None = None
+    default_budget: float | None = None  # of an export, for calls that name none; None: 1
 
     def __post_init__(self) -> None:
+        if self.default_budget is not None and not 0 < self.default_budget <= 1:
+            raise UserError(
+                f"default_budget is {self.default_budget}, but must lie in (0, 1]: a share of the "
+                "dense FLOPs."
+            )
         if self.planner and not 0 <= self.planner.stem_layers < self.bert.num_hidden_layers:
             raise UserError(
                 f"stem_layers is {self.planner.stem_layers}, but must lie in 0 .. "
@@ -200,6 +206,7 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
             )
             if calibration
             else None,
+            extra.get("default_budget"),
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where} is not a configuration of this library: {error}.") from error
@@ -222,6 +229,7 @@ def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
         values["dpbert"] = {
             "planner": dataclasses.asdict(config.planner),
             "calibration": dataclasses.asdict(config.calibration) if config.calibration else None,
+            "default_budget": config.default_budget,
         }
     return values
 

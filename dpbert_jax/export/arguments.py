@@ -7,6 +7,8 @@ from dpbert_jax.export.formats import FORMATS
 from dpbert_jax.flags import flag
 from dpbert_jax.inference import PLAN_RULES
 
+DEFAULT_BUDGET = 0.75
+
 
 @dataclass(frozen=True)
 class ExportArguments:
@@ -19,10 +21,16 @@ class ExportArguments:
         "for every input. In PyTorch it is an argument of the model.",
     )
     int8: bool = flag(False, "onnx: layers with int8 weights (dynamic quantisation).")
+    default_budget: float | None = flag(
+        None,
+        "Budget of calls that name none: 1.0 or one in the trained range; default: what the folder "
+        f"says, if it is an export, else {DEFAULT_BUDGET}.",
+    )
     verify: bool = flag(
         False,
         "Run the artifact on validation sentences and compare it with this library: logits, plans, "
-        "score, time. A mismatch is exit code 1, and nothing is left behind.",
+        "score, time; and each sentence alone with itself in a batch. A mismatch is exit code 1, "
+        "and nothing is left.",
     )
     verify_samples: int = flag(500, "Sentences to compare.")
     data_dir: str | None = flag(None, "--verify on another GLUE folder than the run's.")

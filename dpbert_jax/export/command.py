@@ -3,20 +3,23 @@
 Layers that a plan leaves out are skipped there as well.
 """
 
+import dataclasses
 import logging
 import shutil
 import sys
 from pathlib import Path
 
+from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
-from dpbert_jax.export.arguments import ExportArguments
+from dpbert_jax.export.arguments import DEFAULT_BUDGET, ExportArguments
 from dpbert_jax.export.formats import FORMATS, Model, load_artifact, write_artifact
 from dpbert_jax.export.verify import INT8_TOLERANCE, TOLERANCE, Comparison, verify
 from dpbert_jax.flags import parse, unused_folder
 from dpbert_jax.hub import load_run
+from dpbert_jax.inference import resolve_rule
 from dpbert_jax.run_folder import TRAIN_CONFIG, read_train_config
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,11 @@ def export(args: ExportArguments) -> bool:
     source, config, params, tokenizer = load_run(args.run_dir)
     is_run = (source / TRAIN_CONFIG).exists()
     length = read_train_config(source)["max_seq_length"] if is_run else None
+    config = dataclasses.replace(config, default_budget=_default_budget(args, config))
+    # Whoever serves and asks for truncation gets the rows that the run was trained on.
+    tokenizer.model_max_length = min(
+        length or tokenizer.model_max_length, config.bert.max_position_embeddings
+    )
     model = Model(config, params, tokenizer, args.plan_rule, args.int8, length)
     verifiable = _validation(args, source, model) if args.verify else []
     folder = unused_folder(args.output, "--output")
@@ -62,6 +70,32 @@ def export(args: ExportArguments) -> bool:
     return agrees
 
 
+def _default_budget(args: ExportArguments, config: DPBertConfig) -> float | None:
+    """The budget of calls that name none; None for a dense model.
+
+    Raises:
+        UserError: such a call could not be answered.
+    """
+    if config.planner is None:
+        if args.default_budget is not None:
+            raise UserError("--default_budget is for models with a planner; this one has none.")
+        return None
+    named = (args.default_budget, config.default_budget)
+    budget = next((budget for budget in named if budget is not None), DEFAULT_BUDGET)
+    where = f"--default_budget is {budget}{' unless given' if named == (None, None) else ''}"
+    in_torch = args.format == "huggingface"  # the rule is an argument there, `threshold` if unnamed
+    if in_torch and config.calibration is None and budget != 1:
+        raise UserError(
+            f"{where}, for which this model has no thresholds: find them with `eval.py "
+            "--calibrate SPLIT`, or give --default_budget 1."
+        )
+    try:
+        resolve_rule(config, budget, args.plan_rule)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return budget
+
+
 def _validation(args: ExportArguments, source: Path, model: Model) -> list:
     """Name, tokenised rows, task and length of each validation split."""
     found = with_run_defaults(
@@ -82,25 +116,29 @@ def _validation(args: ExportArguments, source: Path, model: Model) -> list:
 
 def _print(name: str, made: list[Comparison], model: Model) -> None:
     print(f"{name}: {made[0].rows} inputs against this library in float32")
-    print("budget  max |logits|  plans equal  near ties   score (here)    layers      ms  of full")
+    print(
+        "budget  max |logits|  plans equal  near ties  by batch: labels  plans   score (here)    "
+        "layers      ms  of full"
+    )
     for row in made:
         scores = "      -        "
         if row.score is not None:
             scores = f"{row.score:.4f} ({row.reference_score:.4f})"
         print(
             f"{row.budget:6.3g}  {row.max_difference:12.1e}  {row.plans_equal:11.1%}  "
-            f"{row.near_ties:9d}  {scores}  {row.layers:8.2f}  {row.milliseconds:6.2f}  "
+            f"{row.near_ties:9d}  {row.labels_by_batch:16d}  {row.plans_by_batch:5d}  "
+            f"{scores}  {row.layers:8.2f}  {row.milliseconds:6.2f}  "
             f"{row.milliseconds / made[0].milliseconds:7.2f}"
             f"{'' if row.agrees else '  MISMATCH'}"
         )
     if not all(row.agrees for row in made):
         allowed = (
-            f"a score that is {INT8_TOLERANCE} lower"
-            if model.int8
-            else f"{TOLERANCE} in logits, and plans that differ on near ties only"
+            f"a score that is {INT8_TOLERANCE} lower" if model.int8 else f"{TOLERANCE} in logits"
         )
         print(
-            f"error: the artifact disagrees (allowed: {allowed}); it is removed.", file=sys.stderr
+            f"error: the artifact disagrees (allowed: {allowed}, and plans that differ on near "
+            "ties only); it is removed.",
+            file=sys.stderr,
         )
 
 

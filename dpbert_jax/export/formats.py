@@ -17,10 +17,10 @@ from dpbert_jax.export.stablehlo import stablehlo_program
 from dpbert_jax.export.torch_folder import save_torch_folder
 from dpbert_jax.integrity import seal, verify
 from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.run_folder import EXPORT_CONFIG
 
 ONNX = "model.onnx"
 STABLEHLO = "model.stablehlo"
-EXPORT_CONFIG = "export_config.json"
 
 Batch = Mapping[str, np.ndarray]  # input_ids, attention_mask, token_type_ids: int, [B, S]
 Answer = tuple[np.ndarray, np.ndarray]  # logits [B, C] and layer_mask [B, L]
@@ -74,7 +74,9 @@ def write_artifact(name: str, folder: Path, model: Model) -> None:
         "format": name,
         "plan_rule": None if name == "huggingface" else model.plan_rule,  # there, of the call
         "int8": model.int8,
+        "default_budget": model.config.default_budget,
         "max_seq_length": model.max_seq_length,
+        "max_position_embeddings": model.config.bert.max_position_embeddings,
         "versions": {package: version(package) for package in ("dpbert-jax", "jax")},
     }
     text = json.dumps(made, indent=2)
@@ -100,6 +102,11 @@ def _write_onnx(folder: Path, model: Model) -> None:
         raise UserError("--int8 is for models with a planner; this one has none.")
     else:
         written = dense_onnx(model.config.bert, model.params)
+    longest = {
+        "max_seq_length": model.max_seq_length,
+        "max_position_embeddings": model.config.bert.max_position_embeddings,
+    }
+    onnx.helper.set_model_props(written, {k: str(n) for k, n in longest.items() if n})
     _write_beside(folder, model)
     onnx.save(written, str(folder / ONNX))
 

@@ -19,6 +19,8 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 def dense_onnx(config: BertConfig, params: Params) -> onnx.ModelProto:
     """The dense model: int64 [batch, sequence] inputs, float32 `logits`, dynamic sizes.
 
+    More tokens than `max_position_embeddings` are an error of the runtime.
+
     Raises:
         UserError: the activation is none that can be written.
     """
@@ -52,6 +54,11 @@ def write_embeddings(graph: Graph, config: BertConfig, params: Params) -> str:
     words, types = table("word_embeddings", INPUTS[0]), table("token_type_embeddings", INPUTS[2])
     which = graph.constant("axis", 1, np.int64)
     length = graph.add("Gather", graph.add("Shape", INPUTS[0]), which, axis=0)
+    # Looked up in a table that ends at the last position: beyond it the runtime refuses, and names
+    # this node and the length in its error.
+    longest = config.max_position_embeddings
+    lengths = graph.constant("lengths", np.arange(longest + 1), np.int64)
+    length = graph.add("Gather", lengths, length, output=f"at_most_{longest}_tokens")
     length = graph.add("Unsqueeze", length, graph.constant("axis_0", [0], np.int64))
     every = np.arange(config.max_position_embeddings)[None]
     positions = graph.add(

@@ -36,10 +36,10 @@ class Graph:
         domain: str = "",
         **attributes: Any,
     ) -> str:
-        name = f"{self._prefix}{kind}_{len(self.nodes)}"
-        output = output or name
+        output = output or f"{self._prefix}{kind}_{len(self.nodes)}"
+        # Errors of a runtime name the node: it is called as its output is.
         node = helper.make_node(
-            kind, list(inputs), [output], name=name, domain=domain, **attributes
+            kind, list(inputs), [output], name=output, domain=domain, **attributes
         )
         self.nodes.append(node)
         return output
@@ -60,14 +60,12 @@ class Graph:
         shift = self.constant(f"{name}.bias", params["bias"])
         return self.add("LayerNormalization", inputs, scale, shift, axis=-1, epsilon=epsilon)
 
-    def splice(self, model: onnx.ModelProto, actual: dict[str, str]) -> None:
-        """Adds all of another graph; `actual` names what stands for its inputs here."""
-        for node in model.graph.node:
-            copied = onnx.NodeProto()
-            copied.CopyFrom(node)
-            copied.input[:] = [actual.get(name, name) for name in node.input]
-            self.nodes.append(copied)
-        self.constants |= {constant.name: constant for constant in model.graph.initializer}
+    def split(self, inputs: str, parts: int) -> list[str]:
+        """Equal parts of the last axis."""
+        name = f"{self._prefix}Split_{len(self.nodes)}"
+        outputs = [f"{name}.{part}" for part in range(parts)]
+        self.nodes.append(helper.make_node("Split", [inputs], outputs, name=name, axis=-1))
+        return outputs
 
     def as_branch(self, name: str, output: str, shape: list[str | int]) -> onnx.GraphProto:
         """The branch of an `If`: no inputs, it reads what is around it."""

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from dpbert_jax.config import BertConfig, DPBertConfig
 from dpbert_jax.export.onnx import INPUTS, write_embeddings
 from dpbert_jax.export.onnx_graph import MICROSOFT, Graph
-from dpbert_jax.export.onnx_quantize import quantized
+from dpbert_jax.export.onnx_quantize import int8_product
 from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.policies.rule import resolve_rule
 
@@ -28,11 +28,14 @@ def planned_onnx(
 
     Inputs: int64 [batch, sequence] `input_ids`, `attention_mask`, `token_type_ids`, and `budget`,
     a float32 scalar: a share of the dense FLOPs, held to the trained range; 1 and more runs all
-    layers. Outputs: `logits` [batch, C], `layer_mask` [batch, L] (1 where a layer ran) and
-    `gate_logits` [batch, P]. In a batch, a layer runs on those rows that need it.
+    layers. Where the config has a `default_budget`, `budget` may be left out. Outputs: `logits`
+    [batch, C], `layer_mask` [batch, L] (1 where a layer ran) and `gate_logits` [batch, P]. In a
+    batch, a layer runs on those rows that need it. More tokens than `max_position_embeddings` are
+    an error of the runtime.
 
-    With `int8` the layers' products are quantised (weights beforehand, activations as they come);
-    embeddings, planner and head stay float32.
+    With `int8` the planned layers' products are quantised (weights beforehand, activations token
+    by token as they come). Embeddings, stem, planner and head stay float32: the plans are those of
+    the float32 graph.
 
     Raises:
         UserError: there is no planner, or the rule needs thresholds that were never found.
@@ -41,17 +44,20 @@ def planned_onnx(
     resolve_rule(config, lowest, plan_rule)  # refuses what cannot be planned
     bert = config.bert
     graph = Graph()
+    if config.default_budget is not None:
+        graph.constant("budget", config.default_budget)  # under an input's name: its default
     mask = graph.add("Cast", "attention_mask", to=TensorProto.INT32)
     states = write_embeddings(graph, bert, params["embeddings"])
-    write = _int8_layer if int8 else _layer
     for i in range(config.stem_layers):
-        states = write(graph, bert, params[f"layer_{i}"], f"layer_{i}", states, mask)
+        states = _layer(graph, bert, params[f"layer_{i}"], f"layer_{i}", states, mask)
     _planner(graph, config, params["planner"], states)
     needed = _needed(graph, config, plan_rule)
     for gate in range(config.num_gates):
         i = config.stem_layers + gate
         rows = graph.add("Gather", needed, graph.constant(f"gate_{gate}", gate, np.int64), axis=1)
-        layer = partial(write, config=bert, params=params[f"layer_{i}"], name=f"layer_{i}")
+        layer = partial(
+            _layer, config=bert, params=params[f"layer_{i}"], name=f"layer_{i}", int8=int8
+        )
         states = _where_needed(graph, layer, f"layer_{i}", states, mask, rows, bert.hidden_size)
     first = graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1)
     pooled = graph.add("Tanh", graph.gemm(first, "pooler", params["head"]["pooler"]))
@@ -75,36 +81,75 @@ def planned_onnx(
 
 
 def _layer(
-    graph: Graph, config: BertConfig, params: Params, name: str, states: str, mask: str
+    graph: Graph,
+    config: BertConfig,
+    params: Params,
+    name: str,
+    states: str,
+    mask: str,
+    int8: bool = False,
 ) -> str:
-    parts = [params[part] for part in ("query", "key", "value")]
-    kernel = np.concatenate([part["kernel"] for part in parts], axis=1)
-    context = graph.add(
-        "Attention",
-        states,
-        graph.constant(f"{name}.qkv.kernel", kernel),
-        graph.constant(f"{name}.qkv.bias", np.concatenate([part["bias"] for part in parts])),
-        mask,
-        domain=MICROSOFT,
-        num_heads=config.num_attention_heads,
-        mask_filter_value=float(np.finfo(np.float32).min),
-    )
+    multiply = int8_product if int8 else _product
+
+    def product(inputs: str, part: str) -> str:
+        return multiply(graph, inputs, f"{name}.{part}", np.asarray(params[part]["kernel"]))
+
+    def bias(part: str) -> str:
+        return graph.constant(f"{name}.{part}.bias", params[part]["bias"])
 
     def joined(inputs: str, states: str, part: str, norm: str) -> str:
         """LayerNorm of a product's output, its bias and the residual."""
-        total = graph.add("Add", graph.dense(inputs, f"{name}.{part}", params[part]), states)
+        total = graph.add("Add", graph.add("Add", product(inputs, part), bias(part)), states)
         return _layer_norm(graph, config, params[norm], f"{name}.{norm}", total)
 
+    attend = _int8_attention if int8 else _attention
+    context = attend(graph, config, params, name, states, mask)
     states = joined(context, states, "attention_output", "attention_layer_norm")
-    wide = params["intermediate"]
+    wide = product(states, "intermediate")
     if config.hidden_act == "relu":
-        activated = graph.add("Relu", graph.dense(states, f"{name}.intermediate", wide))
+        activated = graph.add("Relu", graph.add("Add", wide, bias("intermediate")))
     else:
         kind = {"gelu": "BiasGelu", "gelu_new": "FastGelu"}[config.hidden_act]
-        kernel = graph.constant(f"{name}.intermediate.kernel", wide["kernel"])
-        bias = graph.constant(f"{name}.intermediate.bias", wide["bias"])
-        activated = graph.add(kind, graph.add("MatMul", states, kernel), bias, domain=MICROSOFT)
+        activated = graph.add(kind, wide, bias("intermediate"), domain=MICROSOFT)
     return joined(activated, states, "output", "output_layer_norm")
+
+
+def _product(graph: Graph, inputs: str, name: str, kernel: np.ndarray) -> str:
+    return graph.add("MatMul", inputs, graph.constant(f"{name}.kernel", kernel))
+
+
+def _query_key_value(graph: Graph, params: Params, name: str) -> tuple[np.ndarray, str]:
+    """The three kernels side by side [D, 3 D], and the constant of their biases [3 D]."""
+    parts = [params[part] for part in ("query", "key", "value")]
+    bias = graph.constant(f"{name}.qkv.bias", np.concatenate([part["bias"] for part in parts]))
+    return np.concatenate([part["kernel"] for part in parts], axis=1), bias
+
+
+def _attention(
+    graph: Graph, config: BertConfig, params: Params, name: str, states: str, mask: str
+) -> str:
+    kernel, bias = _query_key_value(graph, params, name)
+    kernel = graph.constant(f"{name}.qkv.kernel", kernel)
+    options = _attention_options(config)
+    return graph.add("Attention", states, kernel, bias, mask, **options)
+
+
+def _int8_attention(
+    graph: Graph, config: BertConfig, params: Params, name: str, states: str, mask: str
+) -> str:
+    """The same with an int8 product before it; scores and their product with values are float."""
+    kernel, bias = _query_key_value(graph, params, name)
+    product = int8_product(graph, states, f"{name}.qkv", kernel)
+    options = _attention_options(config)
+    return graph.add("MultiHeadAttention", *graph.split(product, 3), bias, mask, **options)
+
+
+def _attention_options(config: BertConfig) -> dict[str, Any]:
+    return {
+        "domain": MICROSOFT,
+        "num_heads": config.num_attention_heads,
+        "mask_filter_value": float(np.finfo(np.float32).min),
+    }
 
 
 def _layer_norm(graph: Graph, config: BertConfig, params: Params, name: str, inputs: str) -> str:
@@ -120,25 +165,6 @@ def _layer_norm(graph: Graph, config: BertConfig, params: Params, name: str, inp
     normal = graph.add("Mul", centred, graph.add("Reciprocal", deviation))
     scaled = graph.add("Mul", normal, graph.constant(f"{name}.scale", params["scale"]))
     return graph.add("Add", scaled, graph.constant(f"{name}.bias", params["bias"]))
-
-
-def _int8_layer(
-    graph: Graph, config: BertConfig, params: Params, name: str, states: str, mask: str
-) -> str:
-    """The same, quantised by onnxruntime's own tool: apart, since that loses its way in an `If`."""
-    apart = Graph(name=name)
-    inner = (f"{name}.states", f"{name}.mask")
-    output = _layer(apart, config, params, name, *inner)
-    shapes = (["b", "s", config.hidden_size], ["b", "s"])
-    described = helper.make_tensor_value_info
-    types = (TensorProto.FLOAT, TensorProto.INT32)
-    model = apart.as_model(
-        name,
-        [described(*values) for values in zip(inner, types, shapes, strict=True)],
-        [described(output, TensorProto.FLOAT, shapes[0])],
-    )
-    graph.splice(quantized(model), dict(zip(inner, (states, mask), strict=True)))
-    return output
 
 
 def _where_needed(

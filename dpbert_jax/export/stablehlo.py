@@ -1,4 +1,4 @@
-"""A DPBERT as one StableHLO program: every platform, any batch and length, weights inside.
+"""A DPBERT as one StableHLO program: every platform, any batch, weights inside.
 
 The program is called with `jax.export` alone: no code of this library is needed.
 """
@@ -27,7 +27,8 @@ def stablehlo_program(
 
     Called with int32 [batch, sequence] `input_ids`, `attention_mask` and `token_type_ids`, and
     `budget`, a float32 scalar: a share of the dense FLOPs, held to the trained range; 1 and more
-    runs all layers. Gives `logits`, `layer_mask` and `gate_logits`. A layer is computed where any
+    runs all layers. More tokens than `max_position_embeddings` are an error of the call. Gives
+    `logits`, `layer_mask` and `gate_logits`. A layer is computed where any
     row of the batch needs it.
 
     Raises:
@@ -49,7 +50,10 @@ def stablehlo_program(
         made: DPBertOutput = run(input_ids, attention_mask, token_type_ids, rule, forced)
         return made._asdict()
 
-    ids = jax.ShapeDtypeStruct(export.symbolic_shape("batch, sequence"), jnp.int32)
+    # Beyond the positions a lookup would answer NaN, not fail.
+    longest = f"sequence <= {config.bert.max_position_embeddings}"
+    shape = export.symbolic_shape("batch, sequence", constraints=[longest])
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     budget = jax.ShapeDtypeStruct((), jnp.float32)
     return export.export(jax.jit(program), platforms=PLATFORMS)(ids, ids, ids, budget)
 

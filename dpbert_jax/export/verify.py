@@ -1,7 +1,7 @@
 """Whether an exported artifact says and does what this library does, on real sentences."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -10,25 +10,28 @@ import numpy as np
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskSpec, TokenizedSplit, batches
 from dpbert_jax.evaluation.metrics import compute_metrics, score
-from dpbert_jax.export.formats import Call, Model
+from dpbert_jax.export.formats import Batch, Call, Model
 from dpbert_jax.inference import Rule, make_executor, resolve_rule
+from dpbert_jax.problem import REGRESSION, answers
 
 TOLERANCE = 1e-4  # of logits, and around a threshold that a gate logit may fall on either side of
 INT8_TOLERANCE = 0.02  # of the score
-BATCH_SIZE = 8
+BATCH_SIZE = 32
 TIMED_ROWS = 16
 TIMED_PASSES = 5
 
 
 class Comparison(NamedTuple):
-    """An artifact beside this library, at one budget."""
+    """An artifact beside this library, at one budget; every row alone and in a batch."""
 
     budget: float
     rows: int
     max_difference: float  # of logits, over rows with equal plans
     plans_equal: float  # share of rows
     near_ties: int  # rows with unequal plans and a gate logit on the very edge
-    score: float | None  # of the artifact; None where the rows have no labels
+    labels_by_batch: int  # rows that get another answer alone than in a batch
+    plans_by_batch: int  # rows that run other layers alone than in a batch
+    score: float | None  # of the artifact, in batches; None where the rows have no labels
     reference_score: float | None
     layers: float  # mean layers of the timed rows
     milliseconds: float  # of an input alone, median; rows in turns
@@ -70,34 +73,60 @@ def _compare(
     config = model.config
     rule = resolve_rule(config, budget, model.plan_rule)
     execute = make_executor("masked", config, model.params, jnp.float32)
-    logits = np.zeros((2, len(split), config.bert.num_labels), np.float32)
-    same, edge = np.zeros(len(split), bool), np.zeros(len(split), bool)
-    for batch in batches(split, BATCH_SIZE, max_seq_length, pad_token_id=config.bert.pad_token_id):
-        made = execute(batch, rule)
-        real = batch["indices"] >= 0
-        rows = batch["indices"][real]
-        logits[0, rows], plans = call(_inputs(batch, real), budget)
-        logits[1, rows] = np.asarray(made.logits)[real]
-        same[rows] = (plans == np.asarray(made.layer_mask)[real]).all(axis=1)
-        edge[rows] = on_edge(config, np.asarray(made.gate_logits)[real], rule)
-    difference = float(np.abs(logits[0] - logits[1])[same].max(initial=0))
-    found, wanted = (_score(each, split, spec) for each in logits)
-    if model.int8:
-        agrees = found is None or wanted is None or found >= wanted - INT8_TOLERANCE
+
+    def rows_of(call: Callable[[Batch], tuple], batch_size: int) -> list[np.ndarray]:
+        return _rows(call, split, batch_size, max_seq_length, config.bert.pad_token_id)
+
+    wanted, plans, gate_logits = rows_of(lambda batch: execute(batch, rule), BATCH_SIZE)
+    ways = [rows_of(lambda batch: call(batch, budget), size) for size in (BATCH_SIZE, 1)]
+    edge = on_edge(config, gate_logits, rule)
+    same = np.all([(ran == plans).all(axis=1) for _, ran in ways], axis=0)
+    difference = float(np.max([np.abs(logits - wanted)[same].max(initial=0) for logits, _ in ways]))
+    (logits, ran), (alone, ran_alone) = ways
+    score, reference_score = (_score(each, split, spec) for each in (logits, wanted))
+    if not model.int8:
+        near = difference <= TOLERANCE
     else:
-        agrees = difference <= TOLERANCE and bool((same | edge).all())
+        near = score is None or reference_score is None or score >= reference_score - INT8_TOLERANCE
+    finite = np.isfinite(logits).all() and np.isfinite(alone).all()
     return Comparison(
         budget=budget,
         rows=len(split),
         max_difference=difference,
         plans_equal=float(same.mean()),
         near_ties=int((edge & ~same).sum()),
-        score=found,
-        reference_score=wanted,
+        labels_by_batch=_unlike(logits, alone, spec),
+        plans_by_batch=int((ran != ran_alone).any(axis=1).sum()),
+        score=score,
+        reference_score=reference_score,
         layers=layers,
         milliseconds=milliseconds,
-        agrees=bool(agrees and np.isfinite(logits[0]).all()),
+        agrees=bool(near and finite and (same | edge).all()),
     )
+
+
+def _rows(
+    call: Callable[[Batch], tuple],
+    split: TokenizedSplit,
+    batch_size: int,
+    max_seq_length: int,
+    pad_token_id: int,
+) -> list[np.ndarray]:
+    """What the call gives for every row, one array [N, ...] for each part of its answer."""
+    parts, order = [], []
+    for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad_token_id):
+        real = batch["indices"] >= 0
+        order.append(batch["indices"][real])
+        parts.append(call(_inputs(batch, real)))
+    back = np.argsort(np.concatenate(order))
+    return [np.concatenate(part)[back] for part in zip(*parts, strict=True)]
+
+
+def _unlike(logits: np.ndarray, others: np.ndarray, spec: TaskSpec) -> int:
+    """Rows that the logits [N, C] answer unlike the others; scores, by more than `TOLERANCE`."""
+    said, other = answers(logits, spec.problem_type), answers(others, spec.problem_type)
+    differs = np.abs(said - other) > (TOLERANCE if spec.problem_type == REGRESSION else 0)
+    return int(differs.reshape(len(said), -1).any(axis=1).sum())
 
 
 def _score(logits: np.ndarray, split: TokenizedSplit, spec: TaskSpec) -> float | None:

@@ -6,13 +6,16 @@ import json
 from importlib.metadata import version
 
 import numpy as np
+import onnxruntime
 import pytest
+from transformers import AutoTokenizer
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig, read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.export import command as cli
 from dpbert_jax.export.arguments import ExportArguments
 from dpbert_jax.export.formats import FORMATS
+from dpbert_jax.export.onnx import INPUTS
 from dpbert_jax.export.verify import TOLERANCE, on_edge
 from dpbert_jax.inference import Rule
 
@@ -34,9 +37,11 @@ def test_a_run_is_exported_and_verified(form, tiny_run, tmp_path, capsys):
     assert cli.export(flags(tiny_run, tmp_path / "out", form, verify=True))
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written >= FILES[form] | {"config.json", "tokenizer.json", "SHA256SUMS"}
-    assert read_config(tmp_path / "out") == read_config(tiny_run)
+    config = read_config(tmp_path / "out")
+    assert config == dataclasses.replace(read_config(tiny_run), default_budget=0.75)
     made = json.loads((tmp_path / "out" / "export_config.json").read_text())
-    assert (made["format"], made["int8"], made["max_seq_length"]) == (form, False, 16)
+    assert (made["format"], made["int8"], made["default_budget"]) == (form, False, 0.75)
+    assert (made["max_seq_length"], made["max_position_embeddings"]) == (16, 32)
     assert made["plan_rule"] == (None if form == "huggingface" else "threshold")
     assert made["versions"]["dpbert-jax"] == version("dpbert-jax")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -45,6 +50,61 @@ def test_a_run_is_exported_and_verified(form, tiny_run, tmp_path, capsys):
     rows = [line.split() for line in shown.splitlines() if "100.0%" in line]
     assert [row[0] for row in rows] == ["1", "0.7", "0.4"]
     assert all(float(row[1]) <= TOLERANCE for row in rows)
+
+
+def test_whoever_serves_cuts_where_the_run_did(tiny_run, tmp_path):
+    cli.export(flags(tiny_run, tmp_path / "out", "huggingface", default_budget=0.5))
+    cli.export(flags(tmp_path / "out", tmp_path / "again"))  # of a folder that names no run
+    assert read_config(tmp_path / "again").default_budget == 0.5
+    cli.export(flags(tiny_run / "teacher", tmp_path / "dense"))
+    for name, longest in (("out", 16), ("again", 16), ("dense", 32)):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert len(tokenizer("the cat sat " * 20, truncation=True)["input_ids"]) == longest
+
+
+def test_an_onnx_graph_says_its_lengths(tiny_run, tmp_path):
+    cli.export(flags(tiny_run, tmp_path / "out"))
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    assert session.get_modelmeta().custom_metadata_map == {
+        "max_seq_length": "16",
+        "max_position_embeddings": "32",
+    }
+
+
+def test_tools_that_know_nothing_of_budgets_can_load_an_onnx_folder(tiny_run, tmp_path):
+    cli.export(flags(tiny_run, tmp_path / "out", default_budget=0.5))
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    assert {each.name for each in session.get_inputs()} == set(INPUTS)
+    assert session.get_outputs()[0].name == "logits"
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert values["model_type"] == "bert"
+    assert values["architectures"] == ["BertForSequenceClassification"]
+    assert set(values["id2label"].values()) == {"positive", "negative"}
+    assert values["dpbert"]["default_budget"] == 0.5
+
+
+def test_a_default_budget_that_cannot_be_had_is_a_sentence(tiny_run, tmp_path):
+    for budget, message in (
+        (0.35, r"--default_budget is 0\.35: .* trained for budgets from 0\.4"),
+        (0.0, r"--default_budget is 0\.0: .* must lie in \(0, 1\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cli.export(flags(tiny_run, tmp_path / "out", default_budget=budget))
+    with pytest.raises(UserError, match="--default_budget is for models with a planner"):
+        cli.export(flags(tiny_run / "teacher", tmp_path / "out", default_budget=0.5))
+    config = read_config(tiny_run)
+    for changes, form, message in (
+        (
+            {"planner": dataclasses.replace(config.planner, max_budget=0.6)},
+            "onnx",
+            r"--default_budget is 0\.75 unless given: .* from 0\.4 to 0\.6",
+        ),
+        ({"calibration": None}, "huggingface", "has no thresholds: .* --default_budget 1"),
+    ):
+        changed = dataclasses.replace(config, **changes)
+        with pytest.raises(UserError, match=message):
+            cli._default_budget(flags(tiny_run, tmp_path / "out", form), changed)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("form", ["onnx", "stablehlo"])

@@ -80,6 +80,17 @@ np.save({str(tmp_path / "logits.npy")!r}, made["logits"])
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), wanted[0], atol=2e-5)
 
 
+def test_more_tokens_than_positions_are_refused(planned_config, random_params, random_batch):
+    longest = planned_config.bert.max_position_embeddings
+    program = stablehlo_program(planned_config, random_params(planned_config))
+    program = jax.export.deserialize(bytearray(program.serialize()))
+    for call in (program.call, jax.jit(program.call)):
+        assert np.isfinite(run(call, random_batch(2, longest), 0.7)[0]).all()
+        with pytest.raises(ValueError) as refused:
+            run(call, random_batch(2, longest + 1), 0.7)
+        assert f"constraint sequence <= {longest}." in str(refused.value.__cause__)
+
+
 def test_missing_thresholds_are_refused(planned_config, random_params):
     config = dataclasses.replace(planned_config, calibration=None)
     with pytest.raises(UserError, match="no thresholds"):

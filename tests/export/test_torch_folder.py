@@ -1,5 +1,7 @@
 """The PyTorch module of an exported folder answers as this library does, and goes back to it."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from transformers import (  # noqa: E402
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
+    pipeline,
 )
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
@@ -108,6 +111,45 @@ def test_a_saved_module_comes_back_bitwise(planned_config, exported, tmp_path):
         _, config, loaded, _ = load_run(str(written))
         assert config == planned_config
         jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+def test_a_call_without_a_budget_gets_the_folders_own(planned_config, exported, random_batch):
+    config = dataclasses.replace(planned_config, default_budget=0.7)
+    _, _, model = exported(config)
+    default, same, other = (run(model, random_batch(6), budget) for budget in (None, 0.7, 1.0))
+    for part, wanted in zip(default, same, strict=True):
+        np.testing.assert_array_equal(part, wanted)
+    assert default[1].sum() < other[1].sum()
+
+
+def test_a_pipeline_of_a_multi_label_model_applies_sigmoid_by_itself(planned_config, exported):
+    bert = dataclasses.replace(
+        planned_config.bert,
+        num_labels=3,
+        labels=("toxic", "rude", "spam"),
+        problem_type="multi_label_classification",
+    )
+    folder, _, model = exported(dataclasses.replace(planned_config, bert=bert, default_budget=0.6))
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
+    (answer,) = classify(["good bad"])
+    scores = {each["label"]: each["score"] for each in answer}
+    with torch.inference_mode():
+        logits = model(**tokenizer("good bad", return_tensors="pt"), budget=0.6).logits
+    for label, logit in zip(bert.labels, logits[0], strict=True):
+        assert scores[label] == pytest.approx(float(torch.sigmoid(logit)), abs=1e-6)
+    labels = torch.tensor([[1.0, 0.0, 1.0]])
+    made = model(**tokenizer("good bad", return_tensors="pt"), labels=labels, budget=0.6)
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    assert float(made.loss.detach()) == pytest.approx(float(wanted))
+
+
+def test_more_tokens_than_positions_are_a_sentence(planned_config, exported, random_batch):
+    longest = planned_config.bert.max_position_embeddings
+    _, _, model = exported(planned_config)
+    assert np.isfinite(run(model, random_batch(1, longest))[0]).all()
+    with pytest.raises(ValueError, match=rf"{longest + 1} tokens, .* has {longest} positions"):
+        run(model, random_batch(1, longest + 1))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from transformers import BertConfig
 
 
 class DPBertConfig(BertConfig):
-    """BERT's configuration; `dpbert` holds `planner` and `calibration`.
+    """BERT's configuration; `dpbert` holds `planner`, `calibration`, `default_budget`.
 
     The model type stays `bert`, so that the same folder is a plain BERT to whoever wants one.
     """

@@ -88,15 +88,25 @@ class DPBertForSequenceClassification(BertPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        budget: float = 1.0,
+        budget: float | None = None,
         plan_rule: str = "threshold",
         return_dict: bool | None = None,
     ) -> DPBertOutput | tuple:
         """Logits and plans at a budget in the trained range; 1.0 runs all layers.
 
+        Without `budget`, at the config's `default_budget`, or 1.0 where it has none.
         `plan_rule`: `threshold` lets the depth vary with the input, `top_k` gives every input the
         same depth.
         """
+        if budget is None:
+            budget = self.config.dpbert.get("default_budget") or 1.0
+        tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        if position_ids is None and tokens > self.config.max_position_embeddings:
+            raise ValueError(
+                f"The input has {tokens} tokens, but the model has "
+                f"{self.config.max_position_embeddings} positions: shorten it, or tokenize with "
+                "`truncation=True`."
+            )
         states = self.bert.embeddings(
             input_ids=input_ids,
             token_type_ids=token_type_ids,

@@ -1,0 +1,108 @@
+"""What `--verify` sees: labels of every problem, and what depends on the batch."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from transformers import BertTokenizer
+
+from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.data.tasks import custom_spec
+from dpbert_jax.export.formats import FORMATS, Model, load_artifact, write_artifact
+from dpbert_jax.export.verify import verify
+from dpbert_jax.problem import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+
+NAMES = ("toxic", "rude", "spam")
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
+ROWS = 24
+
+
+@pytest.fixture
+def problem(random_params, random_split):
+    """A function (problem type, labelled) -> model, split and task of it, all random."""
+
+    def draw(problem_type, labelled=True):
+        names = None if problem_type == REGRESSION else NAMES
+        bert = dataclasses.replace(
+            TINY, num_labels=len(names or "1"), labels=names, problem_type=problem_type
+        )
+        config = DPBertConfig(
+            bert,
+            PlannerConfig(hidden_size=8),
+            Calibration((0.4, 1.0), (0.9, -3.0)),
+            default_budget=0.75,
+        )
+        several = problem_type == MULTI_LABEL
+        random, split = np.random.default_rng(0), random_split(ROWS)
+        labels = {
+            REGRESSION: random.random(ROWS, np.float32),
+            MULTI_LABEL: random.integers(0, 2, (ROWS, 3)).astype(np.float32),
+            SINGLE_LABEL: random.integers(0, 3, ROWS, np.int32),
+        }[problem_type]
+        split = dataclasses.replace(split, labels=labels if labelled else None)
+        tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
+        model = Model(config, random_params(config), tokenizer, "threshold", False, 16)
+        return model, split, custom_spec(("text",), names, multi_label=several)
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    "form, problem_type",
+    [*((form, MULTI_LABEL) for form in FORMATS), ("onnx", REGRESSION), ("onnx", SINGLE_LABEL)],
+)
+def test_every_problem_goes_through_an_export_and_several_labels_through_all(
+    form, problem_type, problem, tmp_path
+):
+    if form == "huggingface":
+        pytest.importorskip("torch", reason="torch is not installed")
+    model, split, spec = problem(problem_type)
+    (tmp_path / "out").mkdir()
+    write_artifact(form, tmp_path / "out", model)
+    call = load_artifact(form, tmp_path / "out", model)
+    for row in verify(call, model, split, spec, 16):
+        assert row.agrees
+        assert row.score == pytest.approx(row.reference_score, abs=1e-5)
+        assert (row.labels_by_batch, row.plans_by_batch) == (0, 0)
+
+
+def test_rows_without_labels_have_no_score(problem, tmp_path):
+    model, split, spec = problem(MULTI_LABEL, labelled=False)
+    write_artifact("onnx", tmp_path, model)
+    rows = verify(load_artifact("onnx", tmp_path, model), model, split, spec, 16)
+    assert all(row.agrees and row.score is None for row in rows)
+
+
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
+@pytest.mark.parametrize("part", ["labels", "plans"])
+def test_what_depends_on_the_batch_is_counted(part, problem_type, problem, tmp_path):
+    model, split, spec = problem(problem_type)
+    write_artifact("onnx", tmp_path, model)
+    artifact = load_artifact("onnx", tmp_path, model)
+
+    def call(batch, budget):
+        logits, layer_mask = artifact(batch, budget)
+        alone = len(logits) == 1
+        if alone and batch["input_ids"][0, 0] < 3:  # a row begins with its number
+            logits = -logits if part == "labels" else logits
+            layer_mask = 1 - layer_mask if part == "plans" else layer_mask
+        return logits, layer_mask
+
+    for row in verify(call, model, split, spec, 16):
+        counts = (row.labels_by_batch, row.plans_by_batch)
+        assert counts == ((3, 0) if part == "labels" else (0, 3))
+        assert not row.agrees
+
+
+def test_int8_is_held_to_the_plans(problem, tmp_path):
+    model, split, spec = problem(SINGLE_LABEL)
+    model = model._replace(int8=True)
+    write_artifact("onnx", tmp_path, model)
+    artifact = load_artifact("onnx", tmp_path, model)
+    assert all(row.plans_by_batch == 0 for row in verify(artifact, model, split, spec, 16))
+
+    def call(batch, budget):
+        logits, layer_mask = artifact(batch, budget)
+        return logits, np.roll(layer_mask, 1, axis=1) if budget == 0.4 else layer_mask
+
+    assert not verify(call, model, split, spec, 16)[-1].agrees
