@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from dpbert_jax.config import Calibration, DPBertConfig
 from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.errors import UserError
 from dpbert_jax.policies.cost import planner_share
 from dpbert_jax.policies.dpbert import DPBert, Params
 
@@ -54,6 +55,11 @@ def calibrate(
         real = batch["weights"] > 0
         tokens = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
         logits.append(np.asarray(plan(params, tokens))[real])
+    if not np.isfinite(np.concatenate(logits)).all():
+        raise UserError(
+            "The planner computes NaN or infinity for some of these inputs: there is no threshold "
+            "among such. Look for them in the model's weights."
+        )
     # What a row's largest logits buy, no threshold takes away: it decides on the others.
     fixed = config.stem_layers + config.min_gates
     descending = -np.sort(-np.concatenate(logits), axis=1)  # [N, P]

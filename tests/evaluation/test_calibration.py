@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.calibration import budget_grid, calibrate, threshold_for
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.inference import make_executor, resolve_rule
@@ -86,3 +87,12 @@ def test_a_larger_budget_runs_all_that_a_smaller_one_did(planned_model, random_s
         if budget < 1:
             own = predict(execute, rule, config, rows, batch_size=40, max_seq_length=16)
             assert own.cost.mean() == pytest.approx(budget, abs=1 / 160 + 1e-6)
+
+
+def test_a_planner_that_computes_nan_has_no_thresholds(planned_model, random_split):
+    config, params = planned_model
+    output = params["planner"]["output"]
+    broken = {**output, "bias": np.full_like(output["bias"], np.nan)}
+    spoilt = {**params, "planner": {**params["planner"], "output": broken}}
+    with pytest.raises(UserError, match="NaN or infinity"):
+        calibrate(config, spoilt, random_split(8), inputs="x", batch_size=8, max_seq_length=16)
