@@ -20,7 +20,7 @@ class ExportArguments:
         "Rule inside onnx and stablehlo: threshold: depth varies with the input; top_k: the same "
         "for every input. In PyTorch it is an argument of the model.",
     )
-    int8: bool = flag(False, "onnx: layers with int8 weights (dynamic quantisation).")
+    int8: bool = flag(False, "onnx: planned layers in int8, a scale for each token.")
     default_budget: float | None = flag(
         None,
         "Budget of calls that name none: 1.0 or one in the trained range; default: what the folder "

@@ -65,14 +65,16 @@ BERT for sequence classification with a planner that decides, for every input, w
 
 Budgets from {planner.min_budget} to {planner.max_budget}, and 1.0 for all layers: the share of the
 dense encoder's FLOPs, met on average over inputs like those that the thresholds were found on. No
-input runs fewer than {config.stem_layers + config.min_gates} layers.
+input runs fewer than {config.stem_layers + config.min_gates} layers. A call without `budget` gets
+{config.default_budget or 1.0}. More than {bert.max_position_embeddings} tokens are an error.
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_code=True).eval()
-made = model(**tokenizer("A text.", return_tensors="pt"), budget={planner.min_budget}{rule})
+batch = tokenizer("A text.", truncation=True, return_tensors="pt")
+made = model(**batch, budget={planner.min_budget}{rule})
 made.logits  # [B, {bert.num_labels}]
 made.layer_mask  # [B, {bert.num_hidden_layers}], 1 where a layer ran
 ```
