@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -68,7 +69,7 @@ def test_several_labels_or_none_are_those_above_one_half(untrained):
     names = ("red", "green", "blue")
     kind = "multi_label_classification"
     classify = untrained(10, num_hidden_layers=2, num_labels=3, labels=names, problem_type=kind)
-    predictions = classify([*TEXTS, *LONG.split(), ""])
+    predictions = classify.predict([*TEXTS, *LONG.split(), ""])
     for p in predictions:
         assert p.label == tuple(name for name in names if p.probabilities[name] > 0.5)
         assert p.score == max(p.probabilities.values())
@@ -76,7 +77,7 @@ def test_several_labels_or_none_are_those_above_one_half(untrained):
 
 
 def test_a_regression_has_a_value_and_no_probabilities(untrained):
-    (prediction,) = untrained(0, num_labels=1, problem_type="regression")(["a film"])
+    (prediction,) = untrained(0, num_labels=1, problem_type="regression").predict(["a film"])
     assert prediction.label is prediction.probabilities is None
     assert np.isfinite(prediction.score)
 
@@ -85,7 +86,8 @@ def test_a_text_does_not_depend_on_its_neighbours_order_or_number(untrained):
     classify = untrained(6, PlannerConfig(), Calibration((0.4, 1.0), (0.25, -6.0)))
     words, random = VOCABULARY.split(), np.random.default_rng(0)
     texts = [" ".join(random.choice(words, 1 + i % 9)) for i in range(CHUNK_ROWS + 3)]
-    many, few = classify(texts, budget=0.4), classify(texts[44::-1], budget=0.4)[::-1]
+    many = classify.predict(texts, budget=0.4)
+    few = classify.predict(texts[44::-1], budget=0.4)[::-1]
     for one, other in zip(many, few, strict=False):
         assert (one.label, one.layers, one.truncated) == (other.label, other.layers, False)
         np.testing.assert_allclose((one.score, one.cost), (other.score, other.cost), atol=1e-5)
@@ -123,13 +125,13 @@ def test_longer_texts_are_cut_as_in_evaluation_and_say_so(pairs, model, tiny_run
 def test_the_longest_input_is_that_of_the_run_of_its_export_or_of_the_call(
     model, tiny_run, tmp_path
 ):
-    assert model.max_length == 16
+    assert model.max_seq_length == 16
     assert model.predict([LONG], max_length=32)[0].truncated is False
     elsewhere = copied(tiny_run, tmp_path / "run")
     (elsewhere / "train_config.json").unlink()
-    assert Model.from_pretrained(str(elsewhere)).max_length == 32
+    assert Model.from_pretrained(str(elsewhere)).max_seq_length == 32
     (elsewhere / "export_config.json").write_text(json.dumps({"max_seq_length": 12}))
-    assert Model.from_pretrained(str(elsewhere)).max_length == 12
+    assert Model.from_pretrained(str(elsewhere)).max_seq_length == 12
     with pytest.raises(
         UserError, match=r"2 of 4 texts .* 16 tokens: 1 \(19 tokens\), 3 \(19 tokens\)"
     ):
@@ -188,6 +190,31 @@ if not child:
     os._exit(0)
 os.waitpid(child, 0)
 """
+
+
+def test_what_is_saved_is_the_same_model(model, tmp_path):
+    model.save_pretrained(tmp_path / "served")
+    again = Model.from_pretrained(tmp_path / "served")
+    assert (again.config, again.max_seq_length) == (model.config, model.max_seq_length)
+    assert again.predict([*TEXTS, LONG], budget=0.7) == model.predict([*TEXTS, LONG], budget=0.7)
+    with pytest.raises(UserError, match="is in use"):
+        model.save_pretrained(tmp_path / "served")
+    nowhere = dataclasses.replace(model, folder=None)
+    with pytest.raises(UserError, match="save it"):
+        pickle.dumps(nowhere)
+
+
+def test_what_is_warm_compiles_no_more(untrained, caplog):
+    warm = untrained(0)
+    warm.warm_up([3, 7])
+    with pytest.raises(UserError, match=r"must lie in 1 \.\. 32"):
+        warm.warm_up([33])
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        warm.predict(TEXTS[1:])
+    assert "Compiling" not in caplog.text
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        warm.predict([LONG])
+    assert "Compiling" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
