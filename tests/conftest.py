@@ -161,17 +161,23 @@ def run_flags(tiny_folder: Path, sentence_files: dict[str, dict[str, str]]) -> d
     }
 
 
-def trained(folder: Path, flags: dict[str, object]) -> Path:
-    """The folder, with a run of these flags in it."""
+@pytest.fixture(scope="session")
+def trained() -> Callable[[Path, dict[str, object]], Path]:
+    """A function (folder, flags) -> the folder, with a run of these flags in it."""
     from dpbert_jax.training.arguments import TrainArguments
     from dpbert_jax.training.run import train
 
-    train(TrainArguments(output_dir=str(folder), **flags))
-    return folder
+    def run(folder: Path, flags: dict[str, object]) -> Path:
+        train(TrainArguments(output_dir=str(folder), **flags))
+        return folder
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def tiny_run(run_flags: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(
+    trained: Callable, run_flags: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The folder of that run; not to be changed."""
     return trained(tmp_path_factory.mktemp("runs") / "tiny", run_flags)
 
@@ -187,6 +193,8 @@ def steady_flags(run_flags: dict[str, object]) -> dict[str, object]:
 
 
 @pytest.fixture(scope="session")
-def steady_run(steady_flags: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def steady_run(
+    trained: Callable, steady_flags: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The folder of that run; not to be changed."""
     return trained(tmp_path_factory.mktemp("runs") / "steady", steady_flags)

@@ -11,7 +11,7 @@ from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.formats import FORMATS, Model, load_artifact, write_artifact
 from dpbert_jax.export.torch_folder import save_torch_folder
-from dpbert_jax.hub import huggingface, load_params, load_run, load_tokenizer, save_folder
+from dpbert_jax.hub import folders, load_params, load_run, load_tokenizer, save_folder
 from dpbert_jax.integrity import SUMS, inside, read_sums, seal, update_sums, verify
 
 CONFIG = DPBertConfig(TINY, PlannerConfig(hidden_size=8), Calibration((0.4, 1.0), (0.2, -6.0)))
@@ -174,8 +174,8 @@ def crash_after(monkeypatch, calls):
         return step
 
     for name in ("write_config", "save_file", "write_sums"):
-        monkeypatch.setattr(huggingface, name, counted(getattr(huggingface, name)))
-    monkeypatch.setattr(huggingface.os, "replace", counted(huggingface.os.replace))
+        monkeypatch.setattr(folders, name, counted(getattr(folders, name)))
+    monkeypatch.setattr(folders.os, "replace", counted(folders.os.replace))
 
 
 @pytest.mark.parametrize("before", ["nothing", "other weights", "other config"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import trained
 
 from dpbert_jax.config import read_config, write_config
 from dpbert_jax.data import Columns
@@ -52,7 +51,7 @@ def last_line(folder):
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
 
 
-def test_an_index_is_no_text_and_whole_floats_are_classes(short_flags, tmp_path):
+def test_an_index_is_no_text_and_whole_floats_are_classes(trained, short_flags, tmp_path):
     lines = [",text,label", *(f"{n},{WORDS[n % 2]},{n % 2}.0" for n in range(24))]
     flags = {**short_flags, **write(tmp_path, "a.csv", lines), "positive_class": "0"}
     folder = trained(tmp_path / "run", flags)
@@ -74,7 +73,7 @@ def test_an_index_is_no_text_and_whole_floats_are_classes(short_flags, tmp_path)
             go_on()
 
 
-def test_any_number_of_classes_a_row(short_flags, tmp_path):
+def test_any_number_of_classes_a_row(trained, short_flags, tmp_path):
     labels = (["toxic", "insult"], [], ["threat"])
     lines = [json.dumps({"text": WORDS[n % 2], "label": labels[n % 3]}) for n in range(24)]
     folder = trained(tmp_path / "run", {**short_flags, **write(tmp_path, "a.jsonl", lines)})
@@ -87,7 +86,7 @@ def test_any_number_of_classes_a_row(short_flags, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["multilabel", "float_labels", "strscore", "leak", "extra"])
-def test_files_as_users_have_them(name, short_flags, tmp_path):
+def test_files_as_users_have_them(trained, name, short_flags, tmp_path):
     paths = sorted(CASES.glob(f"{name}_[td]*"), reverse=True)
     if not paths:
         pytest.skip(f"no such files in {CASES}")
@@ -119,7 +118,7 @@ def test_a_models_own_order_of_classes(tiny_run, sentence_files, tmp_path):
     assert result["metrics"] == own["metrics"]
 
 
-def test_a_teacher_of_other_class_names_is_refused(tiny_run, short_flags, tmp_path):
+def test_a_teacher_of_other_class_names_is_refused(trained, tiny_run, short_flags, tmp_path):
     teacher = renamed(tiny_run / "teacher", ("POS", "NEG"), tmp_path / "teacher")
     flags = {**short_flags, "model_name_or_path": None, "teacher": str(teacher)}
     with pytest.raises(UserError, match=r"the model \['POS', 'NEG'\]: say which is which"):
@@ -139,7 +138,7 @@ def test_a_teacher_of_other_class_names_is_refused(tiny_run, short_flags, tmp_pa
     ],
 )
 def test_a_teacher_is_matched_by_name_or_mapping(
-    names, mapping, labels, tiny_run, short_flags, tmp_path
+    trained, names, mapping, labels, tiny_run, short_flags, tmp_path
 ):
     teacher = renamed(tiny_run / "teacher", names, tmp_path / "teacher")
     flags = {**short_flags, "model_name_or_path": None, "teacher": str(teacher)}
