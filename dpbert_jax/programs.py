@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,7 +16,8 @@ def keep_programs() -> None:
     Default: ~/.cache/dpbert_jax/programs. What lies there is found by the program's own text, the
     versions of JAX and XLA and the device, and may be deleted at any time.
     """
+    config: Any = jax.config  # its settings are made when JAX is imported
     folder = os.environ.get(FOLDER, "~/.cache/dpbert_jax/programs")
-    if folder and jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
+    if folder and config.jax_compilation_cache_dir is None:
+        config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
