@@ -102,7 +102,8 @@ def _validation(args: ExportArguments, source: Path, model: Model) -> list:
         EvalArguments(str(source), data_dir=args.data_dir, validation_file=args.validation_file),
         source,
     )
-    task, length = load_task_of(found, model.config), found.max_seq_length or 128
+    task = load_task_of(found, model.config)
+    length = found.max_seq_length or model.config.bert.max_position_embeddings
     return [
         (
             name,
