@@ -1,7 +1,7 @@
 """Configuration of the backbone, the planner and their sum; reads and writes `config.json`.
 
-Field names of `BertConfig` are Hugging Face's, so that a DPBERT folder's `config.json` is also the
-`config.json` of its plain BERT; everything of ours sits under the one extra key `dpbert`.
+Field names of `EncoderConfig` are those of Hugging Face's BERT, so that a DPBERT folder's
+`config.json` is also that of its plain encoder; everything of ours sits under the key `dpbert`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
 
 @dataclass(frozen=True)
-class BertConfig:
+class EncoderConfig:
     """Hyper-parameters of a BERT encoder with a sequence-level head (Devlin et al., 1810.04805)."""
 
     vocab_size: int = 30522
@@ -116,7 +116,7 @@ class Calibration:
 class DPBertConfig:
     """A BERT, and a planner over its layers; `planner=None` is a plain dense BERT."""
 
-    bert: BertConfig
+    encoder: EncoderConfig
     planner: PlannerConfig | None = None
     calibration: Calibration | None = None
     default_budget: float | None = None  # of an export, for calls that name none; None: 1
@@ -127,27 +127,28 @@ class DPBertConfig:
                 f"default_budget is {self.default_budget}, but must lie in (0, 1]: a share of the "
                 "dense FLOPs."
             )
-        if self.planner and not 0 <= self.planner.stem_layers < self.bert.num_hidden_layers:
+        if self.planner and not 0 <= self.planner.stem_layers < self.encoder.num_hidden_layers:
             raise UserError(
                 f"stem_layers is {self.planner.stem_layers}, but must lie in 0 .. "
-                f"{self.bert.num_hidden_layers - 1}: the model has {self.bert.num_hidden_layers} "
-                "layers and the planner needs at least one to plan."
+                f"{self.encoder.num_hidden_layers - 1}: the model has "
+                f"{self.encoder.num_hidden_layers} layers and the planner needs at least one to "
+                "plan."
             )
-        if self.planner and not 0 <= self.planner.min_layers <= self.bert.num_hidden_layers:
+        if self.planner and not 0 <= self.planner.min_layers <= self.encoder.num_hidden_layers:
             raise UserError(
                 f"min_layers is {self.planner.min_layers}, but the model has "
-                f"{self.bert.num_hidden_layers} layers."
+                f"{self.encoder.num_hidden_layers} layers."
             )
 
     @property
     def stem_layers(self) -> int:
         """Layers that run for every input: all of them where there is no planner."""
-        return self.planner.stem_layers if self.planner else self.bert.num_hidden_layers
+        return self.planner.stem_layers if self.planner else self.encoder.num_hidden_layers
 
     @property
     def num_gates(self) -> int:
         """Planned layers, P = L - stem_layers."""
-        return self.bert.num_hidden_layers - self.stem_layers
+        return self.encoder.num_hidden_layers - self.stem_layers
 
     @property
     def min_gates(self) -> int:
@@ -155,8 +156,8 @@ class DPBertConfig:
         return max(self.planner.min_layers - self.stem_layers, 0) if self.planner else 0
 
 
-BERT_BASE = BertConfig()
-TINY = BertConfig(  # for tests: small enough to try all 2^L plans
+BERT_BASE = EncoderConfig()
+TINY = EncoderConfig(  # for tests: small enough to try all 2^L plans
     vocab_size=64,
     hidden_size=16,
     num_hidden_layers=4,
@@ -175,7 +176,7 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
         )
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{where}: only absolute position embeddings can be loaded.")
-    own = {field.name for field in dataclasses.fields(BertConfig)} - {"labels"}
+    own = {field.name for field in dataclasses.fields(EncoderConfig)} - {"labels"}
     fields = {key: value for key, value in values.items() if key in own}
     names = values.get("id2label")
     if names:
@@ -192,12 +193,12 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
     fields["problem_type"] = problem
     extra = values.get("dpbert")
     try:
-        bert = BertConfig(**fields)
+        encoder = EncoderConfig(**fields)
         if extra is None:
-            return DPBertConfig(bert)
+            return DPBertConfig(encoder)
         calibration = extra.get("calibration")
         return DPBertConfig(
-            bert,
+            encoder,
             PlannerConfig(**extra["planner"]),
             Calibration(
                 tuple(calibration["budgets"]),
@@ -214,8 +215,8 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
 
 def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
     """The contents of a `config.json`; the inverse of `from_hf_dict`."""
-    values = dataclasses.asdict(config.bert)
-    names = config.bert.label_names
+    values = dataclasses.asdict(config.encoder)
+    names = config.encoder.label_names
     for name in ("labels", "num_labels"):
         values.pop(name)
     values |= {

@@ -76,7 +76,7 @@ class Model:
         _refuse_fork()
         keep_programs()
         folder, config, params, tokenizer = load_run(str(model_name_or_path))
-        longest = read_max_seq_length(folder) or config.bert.max_position_embeddings
+        longest = read_max_seq_length(folder) or config.encoder.max_position_embeddings
         model = cls(config, params, tokenizer, longest, folder, dtype)
         model._check_length(longest)
         return model
@@ -138,9 +138,9 @@ class Model:
         rule = resolve_rule(self.config, budget, plan_rule)
         longest = self.max_seq_length if max_length is None else self._check_length(max_length)
         split, truncated = self._encoder.encode(rows, longest, truncation)
-        bert = self.config.bert
-        logits = np.zeros((len(split), bert.num_labels), np.float32)
-        layer_mask = np.zeros((len(split), bert.num_hidden_layers), bool)
+        encoder = self.config.encoder
+        logits = np.zeros((len(split), encoder.num_labels), np.float32)
+        layer_mask = np.zeros((len(split), encoder.num_hidden_layers), bool)
         cost = np.zeros(len(split))
         for execute, batch in self._batches(split, longest):
             output = execute(batch, rule)
@@ -168,7 +168,7 @@ class Model:
             raise UserError(f"warm_up: lengths must lie in 1 .. {longest}, but are {lengths}.")
         rule = resolve_rule(self.config, 1.0)
         for width in sorted({bucket_length(min(n, longest), longest) for n in wanted}):
-            ids = np.full((1, width), self.config.bert.pad_token_id, np.int32)
+            ids = np.full((1, width), self.config.encoder.pad_token_id, np.int32)
             ones = np.ones_like(ids)
             batch = {"input_ids": ids, "attention_mask": ones, "token_type_ids": 0 * ones}
             self._one(batch, rule)
@@ -196,7 +196,7 @@ class Model:
         return Encoder(self.tokenizer)
 
     def _check_length(self, length: int) -> int:
-        positions = self.config.bert.max_position_embeddings
+        positions = self.config.encoder.max_position_embeddings
         if not 0 < length <= positions:
             raise UserError(
                 f"The longest input is to have {length} tokens, but the model has positions for "
@@ -205,7 +205,7 @@ class Model:
         return length
 
     def _batches(self, split: TokenizedSplit, longest: int) -> Iterator[tuple[Executor, Batch]]:
-        pad = self.config.bert.pad_token_id
+        pad = self.config.encoder.pad_token_id
         if len(split) < CHUNK_ROWS:
             for batch in batches(split, 1, longest, pad_token_id=pad):
                 yield self._one, batch
@@ -215,13 +215,13 @@ class Model:
 
     def _answers(self, logits: np.ndarray) -> tuple[list[Any], list[float], list[Any]]:
         """Of each row of logits [N, C]: label, score, probabilities."""
-        bert = self.config.bert
-        answer = answers(logits, bert.problem_type)
-        if bert.is_regression:
+        encoder = self.config.encoder
+        answer = answers(logits, encoder.problem_type)
+        if encoder.is_regression:
             return [None] * len(logits), answer.tolist(), [None] * len(logits)
-        names = bert.label_names
-        shares = probabilities(logits, bert.problem_type)
-        if bert.is_multi_label:
+        names = encoder.label_names
+        shares = probabilities(logits, encoder.problem_type)
+        if encoder.is_multi_label:
             labels: list[Any] = [tuple(names[i] for i in np.flatnonzero(row)) for row in answer]
         else:
             labels = [names[i] for i in answer]

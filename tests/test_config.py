@@ -11,9 +11,9 @@ from dpbert_jax.config import (
     BERT_BASE,
     PRESETS,
     TINY,
-    BertConfig,
     Calibration,
     DPBertConfig,
+    EncoderConfig,
     PlannerConfig,
     from_hf_dict,
     read_config,
@@ -55,7 +55,7 @@ def test_presets_are_dense_configs_of_their_own(name):
 def test_a_config_of_transformers_is_read():
     with np.load(GOLDEN) as golden:
         values = json.loads(str(golden["config"]))
-    assert from_hf_dict(values, "here").bert == BertConfig(
+    assert from_hf_dict(values, "here").encoder == EncoderConfig(
         vocab_size=97,
         hidden_size=32,
         num_hidden_layers=3,
@@ -135,4 +135,4 @@ def test_files_that_are_no_config_are_refused(content, sentence, tmp_path):
 def test_generic_label_names_are_no_labels():
     config = DPBertConfig(replace(TINY, num_labels=3))
     assert to_hf_dict(config)["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
-    assert from_hf_dict(to_hf_dict(config), "here").bert.labels is None
+    assert from_hf_dict(to_hf_dict(config), "here").encoder.labels is None

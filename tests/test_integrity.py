@@ -133,7 +133,7 @@ def test_the_sentence_says_how_to_accept_a_change(folder):
         load_run(str(folder))
     command = re.search(r"accept it: (\(.*\))\.$", str(error.value)).group(1)
     subprocess.run(command, shell=True, check=True)
-    assert load_run(str(folder))[1].bert.hidden_act == "relu"
+    assert load_run(str(folder))[1].encoder.hidden_act == "relu"
 
 
 def test_a_folder_without_sums_loads_unchecked(folder):

@@ -56,9 +56,9 @@ def untrained(tmp_path, tiny_folder, random_params):
 def test_each_text_gets_a_label_probabilities_and_its_layers(model, tiny_run):
     config = read_config(tiny_run)
     predictions = model.predict(TEXTS, budget=1.0)
-    assert [p.layers for p in predictions] == [tuple(range(config.bert.num_hidden_layers))] * 2
+    assert [p.layers for p in predictions] == [tuple(range(config.encoder.num_hidden_layers))] * 2
     for p in predictions:
-        assert tuple(p.probabilities) == config.bert.labels
+        assert tuple(p.probabilities) == config.encoder.labels
         assert sum(p.probabilities.values()) == pytest.approx(1)
         assert p.score == p.probabilities[p.label] == max(p.probabilities.values())
         assert 1 <= p.cost < 1.1 and not p.truncated

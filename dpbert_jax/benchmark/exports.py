@@ -31,7 +31,7 @@ def with_budget(batch: Mapping[str, np.ndarray], share: float) -> dict[str, np.n
 def write_export(folder: Path, name: str, config: DPBertConfig, params: Params) -> None:
     """Writes what the peer loads; every number of layers that the stem allows can be asked for."""
     assert config.planner is not None
-    lowest = config.stem_layers / config.bert.num_hidden_layers
+    lowest = config.stem_layers / config.encoder.num_hidden_layers
     planner = dataclasses.replace(config.planner, min_budget=lowest, max_budget=1.0, min_layers=0)
     config = dataclasses.replace(config, planner=planner)
     if name == "export-torch":

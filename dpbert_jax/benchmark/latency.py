@@ -25,10 +25,10 @@ def measure_latency(
 ) -> list[Row]:
     """A row for each batch size, sequence length, variant and number of layers kept."""
     for length in args.numbers("seq_lengths"):
-        if length > subject.config.bert.max_position_embeddings:
+        if length > subject.config.encoder.max_position_embeddings:
             raise UserError(
                 f"--seq_lengths {length}: the model has positions for "
-                f"{subject.config.bert.max_position_embeddings} tokens."
+                f"{subject.config.encoder.max_position_embeddings} tokens."
             )
     names = args.names("executors")
     executors = {name: make_executor(name, subject.config, subject.params) for name in names}
@@ -40,7 +40,7 @@ def measure_latency(
     rows = []
     for batch_size in args.numbers("batch_sizes"):
         for length in args.numbers("seq_lengths"):
-            batch = random_batch(subject.config.bert, batch_size, length, args.seed)
+            batch = random_batch(subject.config.encoder, batch_size, length, args.seed)
             rows += _one_shape(args, subject, batch, executors, compiled, peers)
     return rows
 
@@ -94,7 +94,7 @@ def _planner_call(subject: Subject, batch: Batch) -> Callable[[], Any]:
     """The planner alone, its plan brought to the host."""
     config = subject.config
     weights = prepare(config, subject.params, np.float32)
-    shape = (*batch["input_ids"].shape, config.bert.hidden_size)
+    shape = (*batch["input_ids"].shape, config.encoder.hidden_size)
     states = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     forced = jnp.full((shape[0], config.num_gates), PLANNED)
     rule = subject.rule(subject.layers)

@@ -58,7 +58,7 @@ def write_models(folder: Path, names: list[str], config: DPBertConfig, params: P
     for name in names:
         if name in exports.PACKAGES:
             exports.write_export(folder, name, config, params)
-    dense = DPBertConfig(config.bert)
+    dense = DPBertConfig(config.encoder)
     if "torch" in names:
         save_weights(folder, dense, params)
     if {"onnxruntime", "openvino"} & set(names):
@@ -66,7 +66,7 @@ def write_models(folder: Path, names: list[str], config: DPBertConfig, params: P
 
         from dpbert_jax.export.onnx import dense_onnx
 
-        model = dense_onnx(config.bert, params)
+        model = dense_onnx(config.encoder, params)
         onnx.save(model, str(folder / "plain.onnx"))
         if "onnxruntime" in names:
             _fuse(model, config).save_model_to_file(str(folder / "fused.onnx"))
@@ -78,8 +78,8 @@ def _fuse(model: Any, config: DPBertConfig) -> Any:
     return optimize_model(
         model,
         model_type="bert",
-        num_heads=config.bert.num_attention_heads,
-        hidden_size=config.bert.hidden_size,
+        num_heads=config.encoder.num_attention_heads,
+        hidden_size=config.encoder.hidden_size,
         opt_level=0,
     )
 

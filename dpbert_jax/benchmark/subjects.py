@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
-from dpbert_jax.config import BERT_BASE, BertConfig, DPBertConfig, PlannerConfig
+from dpbert_jax.config import BERT_BASE, DPBertConfig, EncoderConfig, PlannerConfig
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub import load_run
 from dpbert_jax.inference import Rule
@@ -32,7 +32,7 @@ class Subject(NamedTuple):
 
     @property
     def layers(self) -> int:
-        return self.config.bert.num_hidden_layers
+        return self.config.encoder.num_hidden_layers
 
     def rule(self, keep: int) -> Rule:
         """The planner's own plans of `keep` layers."""
@@ -58,7 +58,7 @@ def load_subject(args: BenchmarkArguments) -> Subject:
         if config.planner is None:
             raise UserError(f"--model {args.model} has no planner: there is nothing to skip.")
         random_plans = args.plans == "random"
-    layers, stem = config.bert.num_hidden_layers, config.stem_layers
+    layers, stem = config.encoder.num_hidden_layers, config.stem_layers
     if args.keep is None:
         quarters = {max(layers * part // 4, stem, 1) for part in (1, 2, 3, 4)}
         keeps = sorted(quarters, reverse=True)
@@ -70,7 +70,7 @@ def load_subject(args: BenchmarkArguments) -> Subject:
     return Subject(config, params, tokenizer, random_plans, keeps)
 
 
-def random_batch(config: BertConfig, rows: int, length: int, seed: int) -> Batch:
+def random_batch(config: EncoderConfig, rows: int, length: int, seed: int) -> Batch:
     """Full rows of random token ids."""
     ids = np.random.default_rng([seed, rows, length]).integers(1, config.vocab_size, (rows, length))
     ones = np.ones((rows, length), np.int32)
@@ -83,6 +83,6 @@ def random_batch(config: BertConfig, rows: int, length: int, seed: int) -> Batch
 
 def subset(subject: Subject, layers: int) -> tuple[DPBertConfig, Params]:
     """A dense model of the first `layers` layers alone: what ideal skipping would compile to."""
-    bert = dataclasses.replace(subject.config.bert, num_hidden_layers=layers)
+    encoder = dataclasses.replace(subject.config.encoder, num_hidden_layers=layers)
     kept = {f"layer_{i}" for i in range(layers)} | {"embeddings", "head"}
-    return DPBertConfig(bert), {k: v for k, v in subject.params.items() if k in kept}
+    return DPBertConfig(encoder), {k: v for k, v in subject.params.items() if k in kept}

@@ -71,20 +71,20 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
     names, skipped = available(["torch"])
     source = resolve_folder(args.model)
     task = load_task(task_name=args.task_name, data_dir=args.data_dir)
-    bert = dataclasses.replace(
-        read_config(source).bert,
+    encoder = dataclasses.replace(
+        read_config(source).encoder,
         num_labels=task.spec.num_labels,
         labels=task.spec.labels,
         problem_type=task.spec.problem_type,
     )
-    if bert.is_regression:
+    if encoder.is_regression:
         raise UserError(f"{task.spec.name} has scores for labels: name a task with classes.")
-    if args.max_seq_length > bert.max_position_embeddings:
+    if args.max_seq_length > encoder.max_position_embeddings:
         raise UserError(
             f"--max_seq_length {args.max_seq_length}: the model has positions for "
-            f"{bert.max_position_embeddings} tokens."
+            f"{encoder.max_position_embeddings} tokens."
         )
-    config = DPBertConfig(bert)
+    config = DPBertConfig(encoder)
     params = load_params(source, config, fresh=("classifier", "bert.pooler"), seed=args.seed)
     split = some_rows(task.splits["train"], load_tokenizer(source), args)
     variants: dict[str, tuple[Timed, list[Batch]]] = {
@@ -173,7 +173,7 @@ def our_step(
 ) -> tuple[Step, TrainState]:
     """The training step of `train.py`, and the state that its optimizer starts from."""
     if stage != "dense":
-        config = DPBertConfig(config.bert, PlannerConfig(), ANY_CALIBRATION)
+        config = DPBertConfig(config.encoder, PlannerConfig(), ANY_CALIBRATION)
         params = {**params, "planner": init_params(config, args.seed)["planner"]}
     optimizer = make_optimizer(
         params,

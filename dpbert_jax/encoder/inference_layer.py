@@ -1,4 +1,4 @@
-"""A transformer layer as the skipping executors run it: the numbers of `model.bert.Layer`, faster.
+"""A transformer layer as the skipping executors run it: the numbers of `modules.Layer`, faster.
 
 Three things differ from the layer that is trained. Weights lie as [out, in] and hidden states as
 [D, B, S], feature first: so neither operand of a product has to be repacked, which at few tokens
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dpbert_jax.config import BertConfig
+from dpbert_jax.config import EncoderConfig
 from dpbert_jax.encoder.modules import ACTIVATIONS
 
 
@@ -34,7 +34,7 @@ class LayerWeights(NamedTuple):
     output_shift: Array
 
 
-def prepare_layer(config: BertConfig, params: dict[str, Any], dtype: DTypeLike) -> LayerWeights:
+def prepare_layer(config: EncoderConfig, params: dict[str, Any], dtype: DTypeLike) -> LayerWeights:
     """The weights of a layer from its parameters `layer_i`."""
     scale = config.head_size**-0.5
 
@@ -63,7 +63,7 @@ def prepare_layer(config: BertConfig, params: dict[str, Any], dtype: DTypeLike) 
 
 
 def run_layer(
-    config: BertConfig,
+    config: EncoderConfig,
     weights: LayerWeights,
     states: Float[Array, "D B S"],
     bias: Float[Array, "B 1 Q S"],

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from dpbert_jax.config import BertConfig
+from dpbert_jax.config import EncoderConfig
 
 DropoutKeys = Key[Array, " B"] | None
 
@@ -71,7 +71,7 @@ def flat_product(
 class _Config(nn.Module):
     """What every part shares: the hyper-parameters, the compute type, and how to build layers."""
 
-    config: BertConfig
+    config: EncoderConfig
     dtype: DTypeLike = jnp.float32
 
     def dense(self, features: int, name: str) -> nn.Dense:

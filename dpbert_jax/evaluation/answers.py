@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpbert_jax import hosts
-from dpbert_jax.config import BertConfig
+from dpbert_jax.config import EncoderConfig
 from dpbert_jax.data import tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
@@ -54,14 +54,14 @@ def write_answers(args: EvalArguments, model: Model) -> None:
     rule = resolve_rule(model.config, args.budget[0], args.plan_rule)
     predictions = run(rule, split, f"answers at {rule.budget:g}")
     if hosts.is_main():
-        _write(output, answer_rows(model.config.bert, predictions))
+        _write(output, answer_rows(model.config.encoder, predictions))
     logger.info(
         "%d answers are in %s: budget %g, mean cost %.3f.",
         *(len(split), output, rule.budget, predictions.cost.mean()),
     )
 
 
-def answer_rows(config: BertConfig, predictions: Predictions) -> Iterator[dict[str, Any]]:
+def answer_rows(config: EncoderConfig, predictions: Predictions) -> Iterator[dict[str, Any]]:
     """A row for each input: its index from 0, what the model says, the layers that ran, its cost.
 
     `label` is the class's name, or the list of the labels; `probabilities` go by name. A regression

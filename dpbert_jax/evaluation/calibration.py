@@ -50,7 +50,7 @@ def calibrate(
         return apply(states, mask, method="plan")
 
     logits = []
-    pad = config.bert.pad_token_id
+    pad = config.encoder.pad_token_id
     for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
         real = batch["weights"] > 0
         tokens = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
@@ -66,7 +66,7 @@ def calibrate(
     decided = descending[:, config.min_gates :].ravel()
     grid = budget_grid(config.planner.min_budget)
     planner = np.mean(planner_share(config, split.lengths))
-    gates = (grid - planner) * config.bert.num_hidden_layers - fixed
+    gates = (grid - planner) * config.encoder.num_hidden_layers - fixed
     lowest = -config.planner.logit_bound
     shares_run = gates * len(descending) / len(decided)
     thresholds = [max(threshold_for(decided, share), lowest) for share in shares_run]

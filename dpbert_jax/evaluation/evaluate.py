@@ -59,7 +59,7 @@ def predict(
 
     def make_batches() -> Any:
         make = chunks if execute.name == "packed" else batches
-        return make(split, batch_size, max_seq_length, pad_token_id=config.bert.pad_token_id)
+        return make(split, batch_size, max_seq_length, pad_token_id=config.encoder.pad_token_id)
 
     warm = set()
     for batch in make_batches() if warm_up else ():
@@ -67,8 +67,8 @@ def predict(
             warm.add(batch["input_ids"].shape)
             jax.block_until_ready(execute(batch, rule))
 
-    layers = config.bert.num_hidden_layers
-    logits = np.zeros((len(split), config.bert.num_labels), np.float32)
+    layers = config.encoder.num_hidden_layers
+    logits = np.zeros((len(split), config.encoder.num_labels), np.float32)
     plans = np.zeros((len(split), layers), np.int8)
     cost = np.zeros(len(split), np.float32)
     bar = tqdm(desc=progress, total=len(split), leave=False, disable=progress is None)

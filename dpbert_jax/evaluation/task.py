@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.data import Classes, Columns, LabelUse, TaskData, classes_of_model, load_task
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
@@ -47,9 +47,9 @@ def recorded_columns(folder: Path) -> Columns | None:
     return Columns(**record) if record else None
 
 
-def classes_of(bert: BertConfig, label_mapping: Sequence[str] | None = None) -> Classes:
+def classes_of(encoder: EncoderConfig, label_mapping: Sequence[str] | None = None) -> Classes:
     """The classes that a model answers with, for data to be read by."""
-    return classes_of_model(bert.problem_type, bert.num_labels, bert.labels, label_mapping)
+    return classes_of_model(encoder.problem_type, encoder.num_labels, encoder.labels, label_mapping)
 
 
 def load_task_of(
@@ -69,7 +69,7 @@ def load_task_of(
         validation_file=args.validation_file,
         columns=Columns(args.text_column_name, args.text_pair_column_name, args.label_column_name),
         trained_on=recorded_columns(Path(args.model_name_or_path)),
-        model=classes_of(config.bert, args.label_mapping),
+        model=classes_of(config.encoder, args.label_mapping),
         positive_class=args.positive_class,
         labels=labels,
         on_bad_row=args.on_bad_row or "error",

@@ -76,7 +76,7 @@ def write_artifact(name: str, folder: Path, model: Model) -> None:
         "int8": model.int8,
         "default_budget": model.config.default_budget,
         "max_seq_length": model.max_seq_length,
-        "max_position_embeddings": model.config.bert.max_position_embeddings,
+        "max_position_embeddings": model.config.encoder.max_position_embeddings,
         "versions": {package: version(package) for package in ("dpbert-jax", "jax")},
     }
     text = json.dumps(made, indent=2)
@@ -101,10 +101,10 @@ def _write_onnx(folder: Path, model: Model) -> None:
     elif model.int8:
         raise UserError("--int8 is for models with a planner; this one has none.")
     else:
-        written = dense_onnx(model.config.bert, model.params)
+        written = dense_onnx(model.config.encoder, model.params)
     longest = {
         "max_seq_length": model.max_seq_length,
-        "max_position_embeddings": model.config.bert.max_position_embeddings,
+        "max_position_embeddings": model.config.encoder.max_position_embeddings,
     }
     onnx.helper.set_model_props(written, {k: str(n) for k, n in longest.items() if n})
     _write_beside(folder, model)
@@ -170,7 +170,7 @@ def _load_stablehlo(folder: Path, model: Model) -> Call:
 
 
 def _dense_answer(logits: np.ndarray, config: DPBertConfig) -> Answer:
-    return logits, np.ones((len(logits), config.bert.num_hidden_layers))
+    return logits, np.ones((len(logits), config.encoder.num_hidden_layers))
 
 
 FORMATS = {

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from dpbert_jax.config import BertConfig
+from dpbert_jax.config import EncoderConfig
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.onnx_graph import Graph
 from dpbert_jax.policies.dpbert import Params
@@ -16,7 +16,7 @@ from dpbert_jax.policies.dpbert import Params
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def dense_onnx(config: BertConfig, params: Params) -> onnx.ModelProto:
+def dense_onnx(config: EncoderConfig, params: Params) -> onnx.ModelProto:
     """The dense model: int64 [batch, sequence] inputs, float32 `logits`, dynamic sizes.
 
     More tokens than `max_position_embeddings` are an error of the runtime.
@@ -47,7 +47,7 @@ def dense_onnx(config: BertConfig, params: Params) -> onnx.ModelProto:
     )
 
 
-def write_embeddings(graph: Graph, config: BertConfig, params: Params) -> str:
+def write_embeddings(graph: Graph, config: EncoderConfig, params: Params) -> str:
     def table(name: str, ids: str) -> str:
         return graph.add("Gather", graph.constant(name, params[name]["embedding"]), ids)
 
@@ -75,7 +75,7 @@ def write_embeddings(graph: Graph, config: BertConfig, params: Params) -> str:
 
 
 def _layer(
-    graph: Graph, config: BertConfig, params: Params, name: str, states: str, bias: str
+    graph: Graph, config: EncoderConfig, params: Params, name: str, states: str, bias: str
 ) -> str:
     heads = [0, 0, config.num_attention_heads, config.head_size]
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.export.onnx import INPUTS, write_embeddings
 from dpbert_jax.export.onnx_graph import MICROSOFT, Graph
 from dpbert_jax.export.onnx_quantize import int8_product
@@ -42,23 +42,23 @@ def planned_onnx(
     """
     lowest = config.planner.min_budget if config.planner else 0.5
     resolve_rule(config, lowest, plan_rule)  # refuses what cannot be planned
-    bert = config.bert
+    encoder = config.encoder
     graph = Graph()
     if config.default_budget is not None:
         graph.constant("budget", config.default_budget)  # under an input's name: its default
     mask = graph.add("Cast", "attention_mask", to=TensorProto.INT32)
-    states = write_embeddings(graph, bert, params["embeddings"])
+    states = write_embeddings(graph, encoder, params["embeddings"])
     for i in range(config.stem_layers):
-        states = _layer(graph, bert, params[f"layer_{i}"], f"layer_{i}", states, mask)
+        states = _layer(graph, encoder, params[f"layer_{i}"], f"layer_{i}", states, mask)
     _planner(graph, config, params["planner"], states)
     needed = _needed(graph, config, plan_rule)
     for gate in range(config.num_gates):
         i = config.stem_layers + gate
         rows = graph.add("Gather", needed, graph.constant(f"gate_{gate}", gate, np.int64), axis=1)
         layer = partial(
-            _layer, config=bert, params=params[f"layer_{i}"], name=f"layer_{i}", int8=int8
+            _layer, config=encoder, params=params[f"layer_{i}"], name=f"layer_{i}", int8=int8
         )
-        states = _where_needed(graph, layer, f"layer_{i}", states, mask, rows, bert.hidden_size)
+        states = _where_needed(graph, layer, f"layer_{i}", states, mask, rows, encoder.hidden_size)
     first = graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1)
     pooled = graph.add("Tanh", graph.gemm(first, "pooler", params["head"]["pooler"]))
     graph.gemm(pooled, "classifier", params["head"]["classifier"], output="logits")
@@ -69,8 +69,8 @@ def planned_onnx(
 
     inputs = [described(name, TensorProto.INT64, "batch", "sequence") for name in INPUTS]
     outputs = {
-        "logits": bert.num_labels,
-        "layer_mask": bert.num_hidden_layers,
+        "logits": encoder.num_labels,
+        "layer_mask": encoder.num_hidden_layers,
         "gate_logits": config.num_gates,
     }
     return graph.as_model(
@@ -82,7 +82,7 @@ def planned_onnx(
 
 def _layer(
     graph: Graph,
-    config: BertConfig,
+    config: EncoderConfig,
     params: Params,
     name: str,
     states: str,
@@ -126,7 +126,7 @@ def _query_key_value(graph: Graph, params: Params, name: str) -> tuple[np.ndarra
 
 
 def _attention(
-    graph: Graph, config: BertConfig, params: Params, name: str, states: str, mask: str
+    graph: Graph, config: EncoderConfig, params: Params, name: str, states: str, mask: str
 ) -> str:
     kernel, bias = _query_key_value(graph, params, name)
     kernel = graph.constant(f"{name}.qkv.kernel", kernel)
@@ -135,7 +135,7 @@ def _attention(
 
 
 def _int8_attention(
-    graph: Graph, config: BertConfig, params: Params, name: str, states: str, mask: str
+    graph: Graph, config: EncoderConfig, params: Params, name: str, states: str, mask: str
 ) -> str:
     """The same with an int8 product before it; scores and their product with values are float."""
     kernel, bias = _query_key_value(graph, params, name)
@@ -144,7 +144,7 @@ def _int8_attention(
     return graph.add("MultiHeadAttention", *graph.split(product, 3), bias, mask, **options)
 
 
-def _attention_options(config: BertConfig) -> dict[str, Any]:
+def _attention_options(config: EncoderConfig) -> dict[str, Any]:
     return {
         "domain": MICROSOFT,
         "num_heads": config.num_attention_heads,
@@ -152,7 +152,7 @@ def _attention_options(config: BertConfig) -> dict[str, Any]:
     }
 
 
-def _layer_norm(graph: Graph, config: BertConfig, params: Params, name: str, inputs: str) -> str:
+def _layer_norm(graph: Graph, config: EncoderConfig, params: Params, name: str, inputs: str) -> str:
     """LayerNorm over the features, in operators that onnxruntime does not fuse.
 
     Its fused kernels go through a row element by element: at 128 tokens of 384 features they took
@@ -200,7 +200,7 @@ def _where_needed(
 def _planner(graph: Graph, config: DPBertConfig, params: Params, states: str) -> None:
     """`gate_logits`, as `model.planner` computes them."""
     assert config.planner is not None
-    hidden, width = config.bert.hidden_size, config.planner.hidden_size
+    hidden, width = config.encoder.hidden_size, config.planner.hidden_size
     middle, last = (graph.constant(f"axis_{axis}", [axis], np.int64) for axis in (1, 2))
     weights = graph.add("Cast", "attention_mask", to=TensorProto.FLOAT)
     length = graph.add("ReduceSum", weights, middle)  # [B, 1]
@@ -258,7 +258,7 @@ def _top_k(graph: Graph, config: DPBertConfig, full: str) -> str:
     low = graph.constant("budget.low", config.planner.min_budget)
     high = graph.constant("budget.high", config.planner.max_budget)
     inside = graph.add("Max", graph.add("Min", "budget", high), low)
-    layers = graph.add("Mul", inside, graph.constant("layers", config.bert.num_hidden_layers))
+    layers = graph.add("Mul", inside, graph.constant("layers", config.encoder.num_hidden_layers))
     # The tolerance of inference.rules, widened to what float32 can hold.
     layers = graph.add("Floor", graph.add("Add", layers, graph.constant("tolerance", 1e-5)))
     gates = graph.add("Sub", layers, graph.constant("stem_layers", config.stem_layers))

@@ -51,7 +51,7 @@ def stablehlo_program(
         return made._asdict()
 
     # Beyond the positions a lookup would answer NaN, not fail.
-    longest = f"sequence <= {config.bert.max_position_embeddings}"
+    longest = f"sequence <= {config.encoder.max_position_embeddings}"
     shape = export.symbolic_shape("batch, sequence", constraints=[longest])
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     budget = jax.ShapeDtypeStruct((), jnp.float32)
@@ -68,7 +68,7 @@ def traced_rule(config: DPBertConfig, budget: Float[Array, ""], plan_rule: str) 
     if plan_rule == "top_k":
         inside = jnp.clip(budget, config.planner.min_budget, config.planner.max_budget)
         # The tolerance of inference.rules, widened to what float32 can hold.
-        layers = jnp.floor(inside * config.bert.num_hidden_layers + 1e-5)
+        layers = jnp.floor(inside * config.encoder.num_hidden_layers + 1e-5)
         gates: Any = jnp.where(full, every, layers - config.stem_layers)
         return Rule(asked, -jnp.inf, gates)
     assert config.calibration is not None

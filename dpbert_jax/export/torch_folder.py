@@ -47,10 +47,12 @@ def save_torch_code(folder: Path, config: DPBertConfig) -> None:
 def save_card(folder: Path, config: DPBertConfig) -> None:
     """Adds the model card: what the model does, its budgets, how to call it."""
     assert config.planner is not None
-    bert, planner = config.bert, config.planner
-    kind = "labels (any number of them)" if bert.is_multi_label else "classes"
-    head = f"{kind} {', '.join(bert.labels)}" if bert.labels else f"{bert.num_labels} {kind}"
-    head = "regression" if bert.is_regression else head
+    encoder, planner = config.encoder, config.planner
+    kind = "labels (any number of them)" if encoder.is_multi_label else "classes"
+    head = (
+        f"{kind} {', '.join(encoder.labels)}" if encoder.labels else f"{encoder.num_labels} {kind}"
+    )
+    head = "regression" if encoder.is_regression else head
     rule = "" if config.calibration else ', plan_rule="top_k"'
     text = f"""---
 library_name: transformers
@@ -61,12 +63,12 @@ tags: [bert, adaptive-computation, layer-skipping]
 # A DPBERT
 
 BERT for sequence classification with a planner that decides, for every input, which of its
-{bert.num_hidden_layers} layers run. Trained with dpbert_jax. Output: {head}.
+{encoder.num_hidden_layers} layers run. Trained with dpbert_jax. Output: {head}.
 
 Budgets from {planner.min_budget} to {planner.max_budget}, and 1.0 for all layers: the share of the
 dense encoder's FLOPs, met on average over inputs like those that the thresholds were found on. No
 input runs fewer than {config.stem_layers + config.min_gates} layers. A call without `budget` gets
-{config.default_budget or 1.0}. More than {bert.max_position_embeddings} tokens are an error.
+{config.default_budget or 1.0}. More than {encoder.max_position_embeddings} tokens are an error.
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -75,8 +77,8 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_code=True).eval()
 batch = tokenizer("A text.", truncation=True, return_tensors="pt")
 made = model(**batch, budget={planner.min_budget}{rule})
-made.logits  # [B, {bert.num_labels}]
-made.layer_mask  # [B, {bert.num_hidden_layers}], 1 where a layer ran
+made.logits  # [B, {encoder.num_labels}]
+made.layer_mask  # [B, {encoder.num_hidden_layers}], 1 where a layer ran
 ```
 
 `BertForSequenceClassification.from_pretrained(FOLDER)` loads the same weights as a plain, dense

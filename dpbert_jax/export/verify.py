@@ -75,7 +75,7 @@ def _compare(
     execute = make_executor("masked", config, model.params, jnp.float32)
 
     def rows_of(call: Callable[[Batch], tuple], batch_size: int) -> list[np.ndarray]:
-        return _rows(call, split, batch_size, max_seq_length, config.bert.pad_token_id)
+        return _rows(call, split, batch_size, max_seq_length, config.encoder.pad_token_id)
 
     wanted, plans, gate_logits = rows_of(lambda batch: execute(batch, rule), BATCH_SIZE)
     ways = [rows_of(lambda batch: call(batch, budget), size) for size in (BATCH_SIZE, 1)]
@@ -153,7 +153,7 @@ def _timed_inputs(
     split: TokenizedSplit, config: DPBertConfig, max_seq_length: int
 ) -> list[dict[str, np.ndarray]]:
     few = split.take(np.arange(min(TIMED_ROWS, len(split))))
-    made = batches(few, 1, max_seq_length, pad_token_id=config.bert.pad_token_id)
+    made = batches(few, 1, max_seq_length, pad_token_id=config.encoder.pad_token_id)
     return [_inputs(batch, batch["indices"] >= 0) for batch in made]
 
 

@@ -111,7 +111,7 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder}: {type(tokenizer).__name__} is not a fast tokenizer; give a model folder "
             "that holds a tokenizer.json."
         )
-    _refuse_ids_beyond(read_config(folder).bert.vocab_size, tokenizer, folder)
+    _refuse_ids_beyond(read_config(folder).encoder.vocab_size, tokenizer, folder)
     return tokenizer
 
 

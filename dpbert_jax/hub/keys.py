@@ -68,7 +68,7 @@ def key_table(config: DPBertConfig) -> list[Entry]:
         _embedding("position_embeddings"),
         _embedding("token_type_embeddings"),
         *_layer_norm("bert.embeddings.LayerNorm", "embeddings", "layer_norm"),
-        *(entry for i in range(config.bert.num_hidden_layers) for entry in _layer(i)),
+        *(entry for i in range(config.encoder.num_hidden_layers) for entry in _layer(i)),
         *_dense("bert.pooler.dense", "head", "pooler"),
         *_dense("classifier", "head", "classifier"),
     ]

@@ -50,7 +50,7 @@ def stack(args: StackArguments) -> None:
     if config.planner:
         raise UserError(f"{source} has a planner, which decides on its own layers: name a BERT.")
     folder = unused_folder(args.output_dir, "--output_dir")
-    layers = config.bert.num_hidden_layers
+    layers = config.encoder.num_hidden_layers
     tensors = {}
     for name, stored in read_tensors(source).items():
         found, value = LAYER.fullmatch(name), stored.astype(np.float32)
@@ -60,13 +60,13 @@ def stack(args: StackArguments) -> None:
         for copy in range(args.times):
             number = int(found[1]) + copy * layers
             tensors[f"bert.encoder.layer.{number}.{found[2]}"] = value
-    deeper = dataclasses.replace(config.bert, num_hidden_layers=layers * args.times)
+    deeper = dataclasses.replace(config.encoder, num_hidden_layers=layers * args.times)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be made: {error.strerror}.") from error
     tokenizer.save_pretrained(str(folder))
-    write_config(dataclasses.replace(config, bert=deeper), folder)
+    write_config(dataclasses.replace(config, encoder=deeper), folder)
     put_weights(folder, tensors)
     logger.info("%s: %d layers, derived from %d.", folder, deeper.num_hidden_layers, layers)
 

@@ -100,10 +100,10 @@ def check_batch(config: DPBertConfig, batch: Mapping[str, np.ndarray]) -> int:
         raise UserError(
             f"A batch has {shape[0]} rows of {shape[1]} tokens: there is nothing to do."
         )
-    if shape[1] > config.bert.max_position_embeddings:
+    if shape[1] > config.encoder.max_position_embeddings:
         raise UserError(
             f"A sequence has {shape[1]} tokens, but the model has positions for "
-            f"{config.bert.max_position_embeddings}."
+            f"{config.encoder.max_position_embeddings}."
         )
     masked = np.flatnonzero(np.asarray(batch["attention_mask"])[:, 0] == 0)
     if len(masked):
@@ -112,8 +112,8 @@ def check_batch(config: DPBertConfig, batch: Mapping[str, np.ndarray]) -> int:
             "is classified: pad on the right."
         )
     for name, size, embedding in (
-        ("input_ids", config.bert.vocab_size, "vocab_size"),
-        ("token_type_ids", config.bert.type_vocab_size, "type_vocab_size"),
+        ("input_ids", config.encoder.vocab_size, "vocab_size"),
+        ("token_type_ids", config.encoder.type_vocab_size, "type_vocab_size"),
     ):
         ids = np.asarray(batch[name])
         beyond = np.argwhere((ids < 0) | (ids >= size))
@@ -137,7 +137,7 @@ def forced_gates(config: DPBertConfig, layer_mask: np.ndarray | None, rows: int)
     if layer_mask is None:
         return np.full((rows, config.num_gates), PLANNED, np.float32)
     layer_mask = np.asarray(layer_mask, np.float32)
-    wanted = (rows, config.bert.num_hidden_layers)
+    wanted = (rows, config.encoder.num_hidden_layers)
     if layer_mask.shape != wanted:
         raise UserError(f"The plan has shape {layer_mask.shape}, but [rows, layers] is {wanted}.")
     wrong = np.argwhere((layer_mask != 0) & (layer_mask != 1))
@@ -200,11 +200,11 @@ def make_executor(
             tokens = PIECE_TOKENS.get(platform, PIECE_TOKENS["gpu"])
             return Executor(name, config, make_packed(config, weights, dtype, tokens))
 
-        def encode(bert: Any, layers: Any, states: Any, bias: Any, gates: Any) -> Any:
+        def encode(encoder: Any, layers: Any, states: Any, bias: Any, gates: Any) -> Any:
             if name == "cond":
-                return encode_cond(bert, layers, states, bias, gates)
+                return encode_cond(encoder, layers, states, bias, gates)
             rows = chunk_size or default_chunk_size(platform, states.shape[2])
-            return encode_chunked(bert, layers, states, bias, gates, chunk_size=rows)
+            return encode_chunked(encoder, layers, states, bias, gates, chunk_size=rows)
 
         program = jax.jit(partial(forward, config, dtype, encode))
 

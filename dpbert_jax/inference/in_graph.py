@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.inference_layer import LayerWeights, run_layer
 from dpbert_jax.encoder.modules import attention_bias
 from dpbert_jax.inference.path import Weights, choose, classify, decide, embed
@@ -28,7 +28,7 @@ CHUNK_TOKENS = {"cpu": 256, "gpu": 2048, "tpu": 2048}
 
 
 def encode_cond(
-    config: BertConfig,
+    config: EncoderConfig,
     layers: Sequence[LayerWeights],
     states: Float[Array, "D B S"],
     bias: Float[Array, "B 1 1 S"],
@@ -54,7 +54,7 @@ def encode_cond(
 
 
 def encode_chunked(
-    config: BertConfig,
+    config: EncoderConfig,
     layers: Sequence[LayerWeights],
     states: Float[Array, "D B S"],
     bias: Float[Array, "B 1 1 S"],
@@ -108,11 +108,11 @@ def forward(
     states = embed(config, dtype, weights, input_ids, token_type_ids).transpose(2, 0, 1)
     bias = attention_bias(attention_mask)
     for layer in weights.layers[: config.stem_layers]:
-        states = run_layer(config.bert, layer, states, bias)
+        states = run_layer(config.encoder, layer, states, bias)
     gates, gate_logits = decide(
         config, weights, states.transpose(1, 2, 0), attention_mask, rule, forced
     )
-    states = encode(config.bert, weights.layers[config.stem_layers :], states, bias, gates)
+    states = encode(config.encoder, weights.layers[config.stem_layers :], states, bias, gates)
     logits = classify(config, dtype, weights, states[:, :, 0].T)
     return DPBertOutput(logits, layer_mask_of(gates, config.stem_layers), gate_logits)
 

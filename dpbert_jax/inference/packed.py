@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.inference_layer import LayerWeights, run_layer
 from dpbert_jax.inference.path import Weights, classify, decide, embed
 from dpbert_jax.inference.tiles import Tiles, make_tiles, split_tiles, tile_width
@@ -29,7 +29,7 @@ CHUNK_ROWS = 512  # of a dataset at once: enough to fill the tiles, few enough f
 
 
 def run_tiles(
-    config: BertConfig,
+    config: EncoderConfig,
     weights: LayerWeights,
     states: Float[Array, "T D"],
     tokens: Int[Array, "N W"],
@@ -55,12 +55,12 @@ def make_packed(
     The first batch of a shape [B, S] fixes the width of its tiles, and compiles the layer for
     every number of tiles that a later batch of that shape can need.
     """
-    layer = jax.jit(partial(run_tiles, config.bert), donate_argnums=1)
+    layer = jax.jit(partial(run_tiles, config.encoder), donate_argnums=1)
     widths: dict[tuple[int, int], int] = {}
 
     @partial(jax.jit, static_argnums=0)
     def empty(size: int) -> Array:
-        return jnp.zeros((size, config.bert.hidden_size), dtype)
+        return jnp.zeros((size, config.encoder.hidden_size), dtype)
 
     @partial(jax.jit, donate_argnums=1)
     def embed_tiles(
@@ -85,7 +85,7 @@ def make_packed(
 
     def compile_shape(mask: np.ndarray) -> None:
         """Runs embeddings and layer for every size of a piece, on no token at all."""
-        width = widths[mask.shape] = tile_width(config.bert, mask.sum(axis=1), mask.shape[1])
+        width = widths[mask.shape] = tile_width(config.encoder, mask.sum(axis=1), mask.shape[1])
         states, size = empty(mask.size), largest_piece(width)
         while size:
             nothing = np.full((size, width), mask.size, np.int32)

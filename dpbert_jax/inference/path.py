@@ -29,11 +29,11 @@ class Weights(NamedTuple):
 
 def prepare(config: DPBertConfig, params: Params, dtype: DTypeLike) -> Weights:
     """Lays out the parameters for inference, once; the caller's are left alone."""
-    layers = range(config.bert.num_hidden_layers)
+    layers = range(config.encoder.num_hidden_layers)
     return jax.device_put(
         Weights(
             params["embeddings"],
-            tuple(prepare_layer(config.bert, params[f"layer_{i}"], dtype) for i in layers),
+            tuple(prepare_layer(config.encoder, params[f"layer_{i}"], dtype) for i in layers),
             params.get("planner", {}),
             params["head"],
         )
@@ -49,7 +49,7 @@ def embed(
     position_ids: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S D"]:
     """What the first layer reads."""
-    module: Any = Embeddings(config.bert, dtype)
+    module: Any = Embeddings(config.encoder, dtype)
     variables = {"params": weights.embeddings}
     return module.apply(variables, input_ids, token_type_ids, position_ids=position_ids)
 
@@ -90,5 +90,5 @@ def classify(
     config: DPBertConfig, dtype: DTypeLike, weights: Weights, first: Float[Array, "B D"]
 ) -> Float[Array, "B C"]:
     """Logits from the first token's state."""
-    module: Any = Head(config.bert, dtype)
+    module: Any = Head(config.encoder, dtype)
     return module.apply({"params": weights.head}, first[:, None])[1]

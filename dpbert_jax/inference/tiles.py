@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpbert_jax.config import BertConfig
+from dpbert_jax.config import EncoderConfig
 from dpbert_jax.encoder.flops import layer_flops, projection_flops
 
 ALIGNMENT = 16  # float32 values in a vector register: an odd width costs more than it saves
@@ -70,7 +70,7 @@ def make_tiles(attention_mask: np.ndarray, rows: np.ndarray, width: int) -> Tile
     return Tiles(tokens.reshape(count, width), owner.reshape(count, width))
 
 
-def tile_width(config: BertConfig, lengths: np.ndarray, sequence_length: int) -> int:
+def tile_width(config: EncoderConfig, lengths: np.ndarray, sequence_length: int) -> int:
     """The width at which tiles of these rows cost least.
 
     At least `sequence_length`, so that any other row of that batch shape fits as well.

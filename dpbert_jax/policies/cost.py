@@ -12,14 +12,14 @@ def planner_flops(config: DPBertConfig, sequence_length: Length) -> Length:
     """Operations of the planner for one row: the mean over tokens and the perceptron."""
     if config.planner is None:
         return 0
-    hidden, width = config.bert.hidden_size, config.planner.hidden_size
+    hidden, width = config.encoder.hidden_size, config.planner.hidden_size
     first, second = (2 * hidden + 1) * width, width * config.num_gates
     return 2 * sequence_length * hidden + 2 * (first + second)
 
 
 def planner_share(config: DPBertConfig, sequence_length: Length) -> float | Float[np.ndarray, " B"]:
     """The planner's share of the dense encoder's FLOPs."""
-    dense = config.bert.num_hidden_layers * layer_flops(config.bert, sequence_length)
+    dense = config.encoder.num_hidden_layers * layer_flops(config.encoder, sequence_length)
     return planner_flops(config, sequence_length) / dense
 
 
@@ -32,4 +32,4 @@ def plan_cost(
     numpy arrays too.
     """
     run = config.stem_layers + jnp.sum(gates, axis=-1)
-    return run / config.bert.num_hidden_layers + planner_share(config, sequence_length)
+    return run / config.encoder.num_hidden_layers + planner_share(config, sequence_length)

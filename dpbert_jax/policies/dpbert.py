@@ -46,13 +46,13 @@ class DPBert(nn.Module):
     gradient_checkpointing: bool = False
 
     def setup(self) -> None:
-        bert = self.config.bert
-        self.embeddings = Embeddings(bert, self.dtype)
+        encoder = self.config.encoder
+        self.embeddings = Embeddings(encoder, self.dtype)
         make: Any = nn.remat(Layer) if self.gradient_checkpointing else Layer
         self.layers = [
-            make(bert, self.dtype, name=f"layer_{i}") for i in range(bert.num_hidden_layers)
+            make(encoder, self.dtype, name=f"layer_{i}") for i in range(encoder.num_hidden_layers)
         ]
-        self.head = Head(bert, self.dtype)
+        self.head = Head(encoder, self.dtype)
         if self.config.planner:
             self.planner = Planner(self.config.planner, self.config.num_gates)
 

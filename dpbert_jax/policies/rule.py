@@ -40,7 +40,7 @@ def check_budget(config: DPBertConfig, budget: float) -> None:
             "(a budget of 1.0)."
         )
     fixed = config.stem_layers + config.min_gates
-    lowest = fixed / config.bert.num_hidden_layers
+    lowest = fixed / config.encoder.num_hidden_layers
     if budget < lowest:
         raise UserError(
             f"The budget is {budget}, but the {fixed} layer(s) that every input runs cost "
@@ -73,7 +73,7 @@ def resolve_rule(config: DPBertConfig, budget: float, plan_rule: str = "threshol
         return Rule(1.0, -np.inf, config.num_gates)
     if plan_rule == "top_k":
         # The tolerance keeps 0.7 * 10 = 6.999... from losing a layer.
-        layers = int(budget * config.bert.num_hidden_layers + 1e-6)
+        layers = int(budget * config.encoder.num_hidden_layers + 1e-6)
         return Rule(budget, -np.inf, layers - config.stem_layers)
     calibration = config.calibration
     if calibration is None:

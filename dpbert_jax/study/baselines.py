@@ -47,14 +47,14 @@ class BaselineArguments:
 
 def train_baselines(args: BaselineArguments) -> None:
     run = open_run(args.run_dir)
-    layers, stem = run.model.config.bert.num_hidden_layers, run.model.config.stem_layers
+    layers, stem = run.model.config.encoder.num_hidden_layers, run.model.config.stem_layers
     depths = args.depths(layers)
     fewest = stem + max(run.model.config.min_gates, 1)
     for depth in depths:
         if not fewest <= depth <= layers:
             raise UserError(f"--layers {depth}: a static plan has {fewest} to {layers} layers.")
     methods = args.methods.split(",")
-    if "deebert" in methods and run.model.config.bert.is_regression:
+    if "deebert" in methods and run.model.config.encoder.is_regression:
         logger.info("deebert is left out: entropy needs classes, and this run is a regression.")
         methods.remove("deebert")
     if "static" in methods:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from safetensors.numpy import load_file
 from scipy.special import entr, expit, log_softmax
 
-from dpbert_jax.config import BertConfig, DPBertConfig
+from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.data import TokenizedSplit, batches
 from dpbert_jax.encoder.flops import Length, layer_flops
 from dpbert_jax.encoder.modules import (
@@ -51,7 +51,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 class EarlyExitBert(nn.Module):
     """BERT with a pooler and classifier behind every layer; the last is the model's own."""
 
-    config: BertConfig
+    config: EncoderConfig
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -81,7 +81,7 @@ class EarlyExitBert(nn.Module):
 def initial_params(config: DPBertConfig, teacher: Params) -> Params:
     """The teacher's parameters; every exit begins as a copy of its head."""
     params = {name: value for name, value in teacher.items() if name != "head"}
-    exits = {f"exit_{i}": teacher["head"] for i in range(config.bert.num_hidden_layers)}
+    exits = {f"exit_{i}": teacher["head"] for i in range(config.encoder.num_hidden_layers)}
     return jax.tree.map(np.array, {**params, **exits})
 
 
@@ -98,13 +98,13 @@ def exit_loss(
     """One shard's part of the loss of all exits, and sums for the log."""
     row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
     inputs = [batch[name] for name in INPUTS]
-    model: Any = EarlyExitBert(config.bert, dtype)
+    model: Any = EarlyExitBert(config.encoder, dtype)
     frozen = method == "deebert"
     logits = model.apply({"params": params}, *inputs, row_keys, frozen)
-    each = jax.vmap(lambda x: row_losses(x, batch["labels"], None, config.bert.problem_type), 1, 1)(
-        logits
-    )  # [B, L]
-    layers = config.bert.num_hidden_layers
+    each = jax.vmap(
+        lambda x: row_losses(x, batch["labels"], None, config.encoder.problem_type), 1, 1
+    )(logits)  # [B, L]
+    layers = config.encoder.num_hidden_layers
     if frozen:
         weights = (jnp.arange(layers) < layers - 1).astype(jnp.float32)  # the last is the teacher's
     else:
@@ -116,7 +116,7 @@ def exit_loss(
         "loss": loss,
         "rows": rows,
         "layers": rows * layers,
-        **score_sums(logits[:, -1], batch["labels"], batch["weights"], config.bert.problem_type),
+        **score_sums(logits[:, -1], batch["labels"], batch["weights"], config.encoder.problem_type),
     }
 
 
@@ -127,7 +127,7 @@ def train_exits(run: Run, method: Method) -> Path:
     loss = partial(exit_loss, method, config, compute_dtype(run.args))
     params = fit(run, method, loss, config, params, None)
     if method == "deebert":  # weight decay must not have moved what was frozen
-        last = f"exit_{config.bert.num_hidden_layers - 1}"
+        last = f"exit_{config.encoder.num_hidden_layers - 1}"
         exits = {k: v for k, v in params.items() if k.startswith("exit_") and k != last}
         params = {**initial_params(config, run.teacher.params), **exits}
     folder = run.folder / BASELINES / method
@@ -153,11 +153,11 @@ def exit_logits(
     max_seq_length: int,
 ) -> Float[np.ndarray, "N L C"]:
     """What every exit says of every row."""
-    model: Any = EarlyExitBert(config.bert)
+    model: Any = EarlyExitBert(config.encoder)
     program = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
-    shape = (len(split), config.bert.num_hidden_layers, config.bert.num_labels)
+    shape = (len(split), config.encoder.num_hidden_layers, config.encoder.num_labels)
     logits = np.zeros(shape, np.float32)
-    pad = config.bert.pad_token_id
+    pad = config.encoder.pad_token_id
     for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
         real = batch["weights"] > 0
         found = program(params, *(batch[name] for name in INPUTS))
@@ -209,8 +209,8 @@ def patience_exits(
 
 def exits_cost(config: DPBertConfig, exits: Int[np.ndarray, " N"], sequence_length: Length) -> Any:
     """Each row's share of the dense encoder's FLOPs, with the exits that it passed; [N]."""
-    bert = config.bert
-    head = 2 * bert.hidden_size * (bert.hidden_size + bert.num_labels)
-    layer = layer_flops(bert, sequence_length)
+    encoder = config.encoder
+    head = 2 * encoder.hidden_size * (encoder.hidden_size + encoder.num_labels)
+    layer = layer_flops(encoder, sequence_length)
     # The dense model has the head of the last layer, too.
-    return ((exits + 1) * layer + exits * head) / (bert.num_hidden_layers * layer)
+    return ((exits + 1) * layer + exits * head) / (encoder.num_hidden_layers * layer)

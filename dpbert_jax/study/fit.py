@@ -68,7 +68,7 @@ def open_run(folder: str) -> Run:
     path = model.folder
     assert path is not None
     args = TrainArguments(**read_train_config(path))
-    task = training_task(args, recorded_columns(path), model.config.bert)
+    task = training_task(args, recorded_columns(path), model.config.encoder)
     if "train" not in task.splits:
         raise UserError(f"{folder}: its data has no training split any more; put it back.")
     rows = training_rows(task, model.tokenizer, args)
@@ -114,7 +114,7 @@ def fit(
         run.rows.kept_numbers,
         batch_size=global_batch_size(args),
         max_seq_length=args.max_seq_length,
-        pad_token_id=config.bert.pad_token_id,
+        pad_token_id=config.encoder.pad_token_id,
         seed=args.seed,
         teacher_logits=distilled,
     )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import mutual_info_score
 
-from dpbert_jax.config import BertConfig
+from dpbert_jax.config import EncoderConfig
 from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.problem import probabilities
 
@@ -13,23 +13,25 @@ BINS = 5
 PERMUTATIONS = 20
 
 
-def difficulty(split: TokenizedSplit, dense_logits: np.ndarray, bert: BertConfig) -> np.ndarray:
+def difficulty(
+    split: TokenizedSplit, dense_logits: np.ndarray, encoder: EncoderConfig
+) -> np.ndarray:
     """How hard the dense model found each row; [N].
 
     Classes: one less its confidence, the probability of the class that it predicts; of several
     labels the mean over them. Regression: its absolute error, for which the rows need labels.
     """
-    if bert.is_regression:
+    if encoder.is_regression:
         assert split.labels is not None
         return np.abs(dense_logits[:, 0] - split.labels)
-    each = probabilities(dense_logits, bert.problem_type)
-    if bert.is_multi_label:
+    each = probabilities(dense_logits, encoder.problem_type)
+    if encoder.is_multi_label:
         return np.minimum(each, 1 - each).mean(axis=1)
     return 1 - each.max(axis=1)
 
 
 def insight(
-    layer_mask: np.ndarray, split: TokenizedSplit, dense_logits: np.ndarray, bert: BertConfig
+    layer_mask: np.ndarray, split: TokenizedSplit, dense_logits: np.ndarray, encoder: EncoderConfig
 ) -> dict[str, Any]:
     """Layer frequencies, the number of plans, and their mutual information with what inputs are.
 
@@ -43,12 +45,14 @@ def insight(
     plans = plans.reshape(-1)
     properties = {
         "length": _bins(split.lengths),
-        "dense_error" if bert.is_regression else "dense_uncertainty": _bins(
-            difficulty(split, dense_logits, bert)
+        "dense_error" if encoder.is_regression else "dense_uncertainty": _bins(
+            difficulty(split, dense_logits, encoder)
         ),
     }
     if split.labels is not None:
-        properties["label"] = _bins(split.labels) if bert.is_regression else _numbered(split.labels)
+        properties["label"] = (
+            _bins(split.labels) if encoder.is_regression else _numbered(split.labels)
+        )
     random = np.random.default_rng(0)
     shuffled = [random.permutation(plans) for _ in range(PERMUTATIONS)]
     return {

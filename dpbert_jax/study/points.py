@@ -176,7 +176,7 @@ def _static_point(judge: Judge, folder: str) -> Point:
     model = Model.from_pretrained(folder)
     config = model.config
     made = run_split(judge.run, judge.split, model.executor("packed"), resolve_rule(config, 1.0))
-    share = config.bert.num_hidden_layers / judge.run.model.config.bert.num_hidden_layers
+    share = config.encoder.num_hidden_layers / judge.run.model.config.encoder.num_hidden_layers
     made = Predictions(made.logits, made.layer_mask, made.cost * share, made.seconds)
     return judge.point("static", None, [made])
 
@@ -187,7 +187,7 @@ def _exit_points(
     """Thresholds are fitted to the cost on the very split that is scored: to their advantage."""
     run = judge.run
     config, lengths = run.teacher.config, judge.split.lengths
-    problem = config.bert.problem_type
+    problem = config.encoder.problem_type
     logits = exit_logits(
         config,
         load_exits(folder),
@@ -209,7 +209,7 @@ def _exit_points(
         wanted = float(made.cost.mean())
         if method == "deebert":
             exits = _bisected(lambda t: entropy_exits(logits, t, problem), mean_cost, wanted)
-        elif config.bert.is_regression:
+        elif config.encoder.is_regression:
             exits = _bisected(lambda t: patience_exits(logits, 1, t), mean_cost, wanted)
         else:
             exits = _mixed_patience(logits, problem, mean_cost, wanted)

@@ -25,11 +25,11 @@ def keep_layers(
     config: DPBertConfig, params: Params, layers: list[int]
 ) -> tuple[DPBertConfig, Params]:
     """A dense model of these layers alone, renumbered from 0."""
-    bert = dataclasses.replace(config.bert, num_hidden_layers=len(layers))
+    encoder = dataclasses.replace(config.encoder, num_hidden_layers=len(layers))
     kept = {name: params[name] for name in ("embeddings", "head")}
     for number, layer in enumerate(layers):
         kept[f"layer_{number}"] = params[f"layer_{layer}"]
-    return DPBertConfig(bert), kept
+    return DPBertConfig(encoder), kept
 
 
 def static_folder(run_folder: Path, layers: int) -> Path:

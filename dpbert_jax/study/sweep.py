@@ -93,7 +93,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
             "f1_class": run.task.spec.f1_class,
             "insight": {
                 f"{budget:g}": insight(
-                    made.layer_mask, split, judge.dense.logits, run.model.config.bert
+                    made.layer_mask, split, judge.dense.logits, run.model.config.encoder
                 )
                 for budget, made in planned.items()
             },
@@ -114,7 +114,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         plot_layers_by_difficulty(
             folder / f"layers_by_difficulty{suffix}.png",
             {budget: made.layer_mask for budget, made in planned.items()},
-            difficulty(split, judge.dense.logits, config.bert),
+            difficulty(split, judge.dense.logits, config.encoder),
             f"the dense model's {'error' if run.task.spec.is_regression else 'uncertainty'}",
             title,
         )

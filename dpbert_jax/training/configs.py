@@ -13,13 +13,13 @@ from dpbert_jax.training.arguments import TrainArguments
 def dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertConfig:
     """The backbone's config with the task's head."""
     found, spec = read_config(source), task.spec
-    if args.max_seq_length > found.bert.max_position_embeddings:
+    if args.max_seq_length > found.encoder.max_position_embeddings:
         raise UserError(
             f"--max_seq_length is {args.max_seq_length}, but {source} has positions for "
-            f"{found.bert.max_position_embeddings} tokens."
+            f"{found.encoder.max_position_embeddings} tokens."
         )
-    bert = dataclasses.replace(
-        found.bert,
+    encoder = dataclasses.replace(
+        found.encoder,
         num_labels=spec.num_labels,
         labels=spec.labels,
         problem_type=spec.problem_type,
@@ -29,12 +29,12 @@ def dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertCo
             f"--teacher {source} has a planner already; name a dense model, such as the "
             "`teacher` folder inside a run."
         )
-    return DPBertConfig(bert)
+    return DPBertConfig(encoder)
 
 
 def planned_config(dense: DPBertConfig, args: TrainArguments) -> DPBertConfig:
     """The same with a planner, for budgets that can be had."""
-    layers = dense.bert.num_hidden_layers
+    layers = dense.encoder.num_hidden_layers
     min_layers = layers // 3 if args.min_layers is None else args.min_layers
     planner = PlannerConfig(
         args.stem_layers,

@@ -60,7 +60,7 @@ def mean_loss(
     assert config.planner is not None
     budgets = jnp.linspace(config.planner.min_budget, config.planner.max_budget, BUDGETS)
     lowest = config.min_gates / config.num_gates + 0.02
-    paid = budgets * config.bert.num_hidden_layers - config.stem_layers
+    paid = budgets * config.encoder.num_hidden_layers - config.stem_layers
     shares = jnp.clip(paid / config.num_gates, lowest, 0.98)
     each = jax.vmap(lambda s: expected_loss(gate_logits, plans, losses, s, temperature))
     return each(shares).mean()

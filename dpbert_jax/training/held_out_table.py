@@ -57,7 +57,7 @@ def held_out_table(
     depth, and the best chain, among chains drawn by the planner's mean logits, screened on a few
     rows.
     """
-    problem = config.bert.problem_type
+    problem = config.encoder.problem_type
     if config.num_gates <= EXHAUSTIVE_GATES:
         plans = all_plans(config)
     else:

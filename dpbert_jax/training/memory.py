@@ -34,15 +34,15 @@ def step_bytes(
         rows: of a micro-batch on the device.
         length: tokens of a row, padding included.
     """
-    bert = config.bert
+    encoder = config.encoder
     shapes = jax.tree.leaves(jax.eval_shape(lambda: init_params(config, 0)))
     state = STATE_COPIES * 4 * sum(int(np.prod(leaf.shape)) for leaf in shapes)
-    inside = (HIDDEN * bert.hidden_size + FEED_FORWARD * bert.intermediate_size) * (
+    inside = (HIDDEN * encoder.hidden_size + FEED_FORWARD * encoder.intermediate_size) * (
         2 if bf16 else 4
-    ) + ATTENTION * 4 * bert.num_attention_heads * length  # the softmax stays float32
-    layers = bert.num_hidden_layers
+    ) + ATTENTION * 4 * encoder.num_attention_heads * length  # the softmax stays float32
+    layers = encoder.num_hidden_layers
     # With checkpointing every layer keeps its input, and one layer at a time has its inside.
-    token = layers * 4 * bert.hidden_size + inside if gradient_checkpointing else layers * inside
+    token = layers * 4 * encoder.hidden_size + inside if gradient_checkpointing else layers * inside
     return state + rows * length * token
 
 

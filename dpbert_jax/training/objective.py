@@ -92,7 +92,7 @@ def share_of_gates(
     config: DPBertConfig, budget: float | Array, sequence_length: int
 ) -> Float[Array, ""]:
     """The share of planned layers that a budget pays for, kept off 0 and 1."""
-    layers = config.bert.num_hidden_layers
+    layers = config.encoder.num_hidden_layers
     paid = (budget - planner_share(config, sequence_length)) * layers - config.stem_layers
     return jnp.clip(paid / config.num_gates, *SHARE_RANGE)
 
@@ -219,7 +219,7 @@ def stage_loss(
         out = final_forward(model, params, batch, row_keys)
 
     weights = batch["weights"]
-    problem = config.bert.problem_type
+    problem = config.encoder.problem_type
     losses = row_losses(out.logits, batch["labels"], batch.get("teacher_logits"), problem)
     loss = jnp.sum(weights * losses) / total
     layers = config.stem_layers + out.gates.sum(axis=-1)

@@ -74,7 +74,7 @@ def _depth_weights(config: DPBertConfig) -> Float[np.ndarray, " depths"]:
     """How much of each number of planned layers the trained budgets ask for."""
     assert config.planner is not None
     budgets = np.linspace(config.planner.min_budget, config.planner.max_budget, BUDGETS)
-    asked = budgets * config.bert.num_hidden_layers - config.stem_layers
+    asked = budgets * config.encoder.num_hidden_layers - config.stem_layers
     asked = np.clip(asked, config.min_gates, config.num_gates)
     distance = np.abs(asked - np.arange(config.num_gates + 1)[:, None])
     return np.clip(1 - distance, 0, None).mean(axis=1) + UNUSED

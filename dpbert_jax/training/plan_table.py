@@ -46,9 +46,9 @@ def make_table(
     weights = prepare(config, params, dtype)
     program = jax.jit(partial(_run_tree, config, dtype, plans))
     batch_size = max(STATE_ROWS // len(plans), 1)
-    logits = np.zeros((len(split), len(plans), config.bert.num_labels), np.float32)
-    features = np.zeros((len(split), 2 * config.bert.hidden_size + 1), np.float32)
-    pad = config.bert.pad_token_id
+    logits = np.zeros((len(split), len(plans), config.encoder.num_labels), np.float32)
+    features = np.zeros((len(split), 2 * config.encoder.hidden_size + 1), np.float32)
+    pad = config.encoder.pad_token_id
     for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
         real = batch["weights"] > 0
         rows = batch["indices"][real]
@@ -93,7 +93,7 @@ def _run_tree(
     rows = input_ids.shape[0]
     states = embed(config, dtype, weights, input_ids, token_type_ids).transpose(2, 0, 1)
     bias = attention_bias(attention_mask)
-    layer: Callable[..., Any] = partial(run_layer, config.bert)
+    layer: Callable[..., Any] = partial(run_layer, config.encoder)
     for stem in weights.layers[: config.stem_layers]:
         states = layer(stem, states, bias)
     features = summarise(states.transpose(1, 2, 0), attention_mask)

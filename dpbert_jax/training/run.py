@@ -115,7 +115,7 @@ def train(args: TrainArguments) -> None:
 def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | None) -> None:
     source = resolve_folder(args.teacher or args.model_name_or_path or "")
     before = recorded_columns(Path(args.output_dir)) if args.resume != NEVER else None
-    task = training_task(args, before, read_config(source).bert if args.teacher else None)
+    task = training_task(args, before, read_config(source).encoder if args.teacher else None)
     if "train" not in task.splits:
         raise UserError("This data has no training split; train.py needs one.")
     columns = columns_of(task)
@@ -133,10 +133,10 @@ def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | 
         seed=args.seed,
     )
     rows = training_rows(task, tokenizer, args)
-    if rows.kept.type_ids.max(initial=0) >= dense.bert.type_vocab_size:
+    if rows.kept.type_ids.max(initial=0) >= dense.encoder.type_vocab_size:
         raise UserError(
             f"This data has pairs of texts, but {source} has an embedding for the first of two "
-            f"only (type_vocab_size is {dense.bert.type_vocab_size}): start from another model."
+            f"only (type_vocab_size is {dense.encoder.type_vocab_size}): start from another model."
         )
     plans = plan_stages(rows, args)
     check_memory(config, rows.kept.lengths, args)
@@ -307,7 +307,7 @@ def _train_stage(run: _Run, plan: StagePlan, state: TrainState, config: DPBertCo
         rows.kept_numbers,
         batch_size=global_batch_size(args),
         max_seq_length=args.max_seq_length,
-        pad_token_id=config.bert.pad_token_id,
+        pad_token_id=config.encoder.pad_token_id,
         seed=seed,
         teacher_logits=distilled,
         own=own_positions(global_batch_size(args), args.gradient_accumulation_steps),

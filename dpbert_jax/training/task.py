@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dpbert_jax.config import BertConfig
+from dpbert_jax.config import EncoderConfig
 from dpbert_jax.data import Columns, TaskData, load_task
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.task import classes_of
@@ -10,7 +10,7 @@ from dpbert_jax.training.arguments import TrainArguments
 
 
 def training_task(
-    args: TrainArguments, trained_on: Columns | None, model: BertConfig | None
+    args: TrainArguments, trained_on: Columns | None, model: EncoderConfig | None
 ) -> TaskData:
     """Loads the task.
 

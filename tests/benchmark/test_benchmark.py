@@ -64,7 +64,7 @@ def test_random_plans_are_independent_and_of_the_depth_asked(tiny_run):
 
 def test_subset_is_the_model_with_the_other_layers_skipped(tiny_run):
     subject = load_subject(flags(tiny_run))
-    batch = random_batch(subject.config.bert, 1, 8, seed=0) | {"input_ids": np.full((1, 8), 7)}
+    batch = random_batch(subject.config.encoder, 1, 8, seed=0) | {"input_ids": np.full((1, 8), 7)}
     alone = make_executor("cond", *subset(subject, 2))(batch, Rule(1.0, -np.inf, 0))
     plan = np.array([[1, 1, 0]])
     whole = make_executor("cond", subject.config, subject.params)(batch, Rule(1.0, 0.0, 2), plan)
@@ -126,7 +126,7 @@ def started(name, run, folder):
     if peers.available([name])[1]:
         pytest.skip(f"{name} is not installed")
     subject = load_subject(flags(run))
-    batch = random_batch(subject.config.bert, 3, 8, seed=1)
+    batch = random_batch(subject.config.encoder, 3, 8, seed=1)
     batch["input_ids"] = batch["input_ids"] % 20
     batch["attention_mask"][1, 5:] = 0
     peers.write_models(folder, [name], subject.config, subject.params)

@@ -71,7 +71,7 @@ def every_state(config, params, batch):
 
 def test_every_hidden_state_is_pytorchs(golden, tmp_path):
     folder = golden_folder(golden, tmp_path)
-    config = DPBertConfig(read_config(folder).bert, PlannerConfig(stem_layers=0))
+    config = DPBertConfig(read_config(folder).encoder, PlannerConfig(stem_layers=0))
     params = load_params(folder, config, fresh=("planner",))
     batch = {name: golden[f"input/{name}"] for name in ("input_ids", "attention_mask")}
     batch["token_type_ids"] = golden["input/token_type_ids"]
@@ -112,7 +112,7 @@ def test_minilm_is_pytorchs():
     with torch.no_grad():
         tensors = {name: torch.from_numpy(value) for name, value in tokens.items()}
         wanted = reference(**tensors, output_hidden_states=True)
-    config = DPBertConfig(read_config(folder).bert, PlannerConfig(stem_layers=0))
+    config = DPBertConfig(read_config(folder).encoder, PlannerConfig(stem_layers=0))
     params = load_params(folder, config, fresh=("planner", "classifier"))
     states, pooled, _ = every_state(config, params, tokens)
     real = np.asarray(tokens["attention_mask"], bool)

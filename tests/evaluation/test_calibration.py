@@ -50,7 +50,7 @@ def test_mean_cost_is_the_budget_on_every_point_of_the_grid(planned_model, rando
     config, params = planned_model
     split = random_split(40, seed=1)  # the rows that the thresholds were found on
     execute = make_executor("masked", config, params)
-    one_gate = 1 / (len(split) * config.bert.num_hidden_layers)
+    one_gate = 1 / (len(split) * config.encoder.num_hidden_layers)
     for budget in config.calibration.budgets[:-1]:
         rule = resolve_rule(config, budget)
         made = predict(execute, rule, config, split, batch_size=40, max_seq_length=16)

@@ -89,7 +89,7 @@ def test_an_older_run_has_no_columns_and_the_file_is_read_as_any(run, tmp_path):
 def test_a_file_may_lack_labels_where_they_are_not_needed(run, tmp_path):
     path = file(tmp_path, "text", "a dog")
     data = load(run(SINGLE), validation_file=path, labels="optional")
-    assert data.splits["validation"].labels is None and data.spec.labels == NAMED.bert.labels
+    assert data.splits["validation"].labels is None and data.spec.labels == NAMED.encoder.labels
     with pytest.raises(UserError, match=r"served\.csv: there is no column 'label'"):
         load(run(SINGLE), validation_file=path)
     path = file(

@@ -65,7 +65,9 @@ def spoil_unneeded():
     """A function (config, params, layer_mask) -> params with NaN in layers that no row runs."""
 
     def spoil(config, params, layer_mask):
-        unneeded = [i for i in range(config.bert.num_hidden_layers) if not layer_mask[:, i].any()]
+        unneeded = [
+            i for i in range(config.encoder.num_hidden_layers) if not layer_mask[:, i].any()
+        ]
         assert unneeded, "every layer is needed by some row: choose other inputs"
         spoilt = dict(params)
         for i in unneeded:

@@ -86,7 +86,7 @@ def test_int8_layers_stay_near_and_stem_planner_and_head_stay_float(
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     stored = {name for name, kind in kinds.items() if kind == onnx.TensorProto.INT8}
     for part in ("qkv", "attention_output", "intermediate", "output"):
-        for i in range(any_config.bert.num_hidden_layers):
+        for i in range(any_config.encoder.num_hidden_layers):
             planned = i >= any_config.stem_layers
             assert (f"layer_{i}.{part}.kernel_quantized" in stored) == planned
             assert (f"layer_{i}.{part}.kernel" in kinds) != planned
@@ -135,12 +135,12 @@ def test_no_input_but_the_tokenizers_is_required(planned_config, random_params, 
 def test_more_tokens_than_positions_are_refused_in_words(
     planned_config, random_params, random_batch
 ):
-    longest = planned_config.bert.max_position_embeddings
+    longest = planned_config.encoder.max_position_embeddings
     params = random_params(planned_config)
     dense = {name: value for name, value in params.items() if name != "planner"}
     for model, budget in (
         (planned_onnx(planned_config, params), 0.7),
-        (dense_onnx(planned_config.bert, dense), None),
+        (dense_onnx(planned_config.encoder, dense), None),
     ):
         assert np.isfinite(run(model, random_batch(2, longest), budget)[0]).all()
         with pytest.raises(Exception, match=rf"'at_most_{longest}_tokens'.* idx={longest + 1} "):
@@ -151,7 +151,7 @@ def test_more_tokens_than_positions_are_refused_in_words(
 def test_dense_graph_answers_as_this_library(rows, length, random_params, random_batch, reference):
     config = DPBertConfig(TINY)
     params, batch = random_params(config), random_batch(rows, length)
-    (logits,) = run(dense_onnx(config.bert, params), batch)
+    (logits,) = run(dense_onnx(config.encoder, params), batch)
     wanted, _, _ = reference(config, params, batch, 1.0)
     np.testing.assert_allclose(logits, wanted, atol=2e-5)
 

@@ -81,7 +81,7 @@ np.save({str(tmp_path / "logits.npy")!r}, made["logits"])
 
 
 def test_more_tokens_than_positions_are_refused(planned_config, random_params, random_batch):
-    longest = planned_config.bert.max_position_embeddings
+    longest = planned_config.encoder.max_position_embeddings
     program = stablehlo_program(planned_config, random_params(planned_config))
     program = jax.export.deserialize(bytearray(program.serialize()))
     for call in (program.call, jax.jit(program.call)):

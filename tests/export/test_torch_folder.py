@@ -80,7 +80,7 @@ def test_layers_that_no_row_needs_are_not_called(planned_config, exported, rando
         layer.register_forward_hook(lambda *_, i=i: called.append(i))
     _, layer_mask, _ = run(model, batch, 0.6, "top_k")
     assert called == np.flatnonzero(layer_mask[0]).tolist()
-    assert len(called) < planned_config.bert.num_hidden_layers
+    assert len(called) < planned_config.encoder.num_hidden_layers
 
 
 def test_attention_mask_may_be_left_out(planned_config, exported):
@@ -124,12 +124,14 @@ def test_a_call_without_a_budget_gets_the_folders_own(planned_config, exported, 
 
 def test_a_pipeline_of_a_multi_label_model_applies_sigmoid_by_itself(planned_config, exported):
     bert = dataclasses.replace(
-        planned_config.bert,
+        planned_config.encoder,
         num_labels=3,
         labels=("toxic", "rude", "spam"),
         problem_type="multi_label_classification",
     )
-    folder, _, model = exported(dataclasses.replace(planned_config, bert=bert, default_budget=0.6))
+    folder, _, model = exported(
+        dataclasses.replace(planned_config, encoder=bert, default_budget=0.6)
+    )
     tokenizer = BertTokenizer.from_pretrained(folder)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
     (answer,) = classify(["good bad"])
@@ -145,7 +147,7 @@ def test_a_pipeline_of_a_multi_label_model_applies_sigmoid_by_itself(planned_con
 
 
 def test_more_tokens_than_positions_are_a_sentence(planned_config, exported, random_batch):
-    longest = planned_config.bert.max_position_embeddings
+    longest = planned_config.encoder.max_position_embeddings
     _, _, model = exported(planned_config)
     assert np.isfinite(run(model, random_batch(1, longest))[0]).all()
     with pytest.raises(ValueError, match=rf"{longest + 1} tokens, .* has {longest} positions"):

@@ -107,7 +107,7 @@ def test_a_model_is_not_mistaken_for_a_head(source):
     renamed = {f"module.{key}": value for key, value in tensors.items()}
     save_file(renamed, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"missing .*; unexpected module\.\* \(\d\d tensors\)"):
-        load_params(folder, DPBertConfig(read_config(folder).bert), fresh=HEAD)
+        load_params(folder, DPBertConfig(read_config(folder).encoder), fresh=HEAD)
 
 
 def test_lists_are_by_prefix_and_name_a_single_tensor():
@@ -135,6 +135,6 @@ def test_training_starts_from_another_head_whatever_its_config_says(
             TrainArguments(output_dir=str(tmp_path / "run"), ignore_mismatched_sizes=True, **flags)
         )
     assert "newly initialised: classifier.* (2 tensors)" in caplog.text
-    assert read_config(tmp_path / "run").bert.labels == ("negative", "positive")
+    assert read_config(tmp_path / "run").encoder.labels == ("negative", "positive")
     with pytest.raises(UserError, match="that of a --teacher is kept"):
         TrainArguments(output_dir="run", teacher="there", ignore_mismatched_sizes=True)

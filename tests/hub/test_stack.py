@@ -31,7 +31,9 @@ def test_the_layers_are_repeated_in_order(times, save, tmp_path):
     stack(StackArguments(source, str(tmp_path / "deep"), times))
     _, deep_config, deep, _ = load_run(str(tmp_path / "deep"))
     layers = TINY.num_hidden_layers
-    assert deep_config.bert == dataclasses.replace(config.bert, num_hidden_layers=times * layers)
+    assert deep_config.encoder == dataclasses.replace(
+        config.encoder, num_hidden_layers=times * layers
+    )
     assert set(deep) - set(params) == {f"layer_{i}" for i in range(layers, times * layers)}
     for name, value in deep.items():
         number = name.removeprefix("layer_")

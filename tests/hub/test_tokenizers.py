@@ -21,7 +21,7 @@ def folder(tiny_folder, tmp_path):
 
 def with_embedding(folder, random_params, rows):
     """The folder as a model whose embedding has so many rows."""
-    bert = dataclasses.replace(read_config(folder).bert, vocab_size=rows)
+    bert = dataclasses.replace(read_config(folder).encoder, vocab_size=rows)
     config = DPBertConfig(bert)
     save_folder(folder, config, random_params(config), load_tokenizer(folder))
     return folder
@@ -50,7 +50,7 @@ def test_ids_beyond_the_embedding_are_refused_where_a_folder_is_loaded(
 
 
 def test_a_pair_needs_a_second_token_type(folder, run_flags, tmp_path, random_params):
-    bert = dataclasses.replace(read_config(folder).bert, type_vocab_size=1)
+    bert = dataclasses.replace(read_config(folder).encoder, type_vocab_size=1)
     config = DPBertConfig(bert)
     save_folder(folder, config, random_params(config), load_tokenizer(folder))
     flags = {**run_flags, "model_name_or_path": str(folder)}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpbert_jax.config import TINY, BertConfig
+from dpbert_jax.config import TINY, EncoderConfig
 from dpbert_jax.inference.tiles import fill_tiles, make_tiles, split_tiles, tile_width
 
 rows_of = st.lists(st.integers(1, 32), min_size=1, max_size=60)
@@ -51,7 +51,7 @@ def test_pieces_add_up_and_are_of_few_sizes(count, largest):
 
 @pytest.mark.parametrize(("lengths", "width"), [([16] * 8, 16), ([30] * 4 + [2] * 4, 32)])
 def test_width_fits_the_rows(lengths, width):
-    config = BertConfig(hidden_size=384, intermediate_size=1536)
+    config = EncoderConfig(hidden_size=384, intermediate_size=1536)
     assert tile_width(config, np.array(lengths), max(lengths)) == width
 
 

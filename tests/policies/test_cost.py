@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpbert_jax.config import BERT_BASE, TINY, BertConfig, DPBertConfig, PlannerConfig
+from dpbert_jax.config import BERT_BASE, TINY, DPBertConfig, EncoderConfig, PlannerConfig
 from dpbert_jax.encoder.flops import layer_flops
 from dpbert_jax.encoder.modules import Layer
 from dpbert_jax.policies.cost import plan_cost, planner_flops, planner_share
@@ -27,7 +27,7 @@ def xla_flops(module, *inputs):
 @pytest.mark.parametrize(("length", "hidden"), [(128, 256), (32, 384), (256, 128)])
 def test_layer_flops_are_what_xla_counts(length, hidden):
     """XLA adds softmax, GELU, norms and biases, which are no matrix products: a few percent."""
-    config = BertConfig(
+    config = EncoderConfig(
         hidden_size=hidden, num_attention_heads=2, intermediate_size=4 * hidden, hidden_act="relu"
     )
     states = jax.ShapeDtypeStruct((1, length, hidden), jnp.float32)

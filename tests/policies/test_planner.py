@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dpbert_jax.config import BERT_BASE, TINY, BertConfig, DPBertConfig, PlannerConfig
+from dpbert_jax.config import BERT_BASE, TINY, DPBertConfig, EncoderConfig, PlannerConfig
 from dpbert_jax.policies.cost import planner_share
 from dpbert_jax.policies.dpbert import DPBert, init_params
 from dpbert_jax.policies.gates import logistic_noise, straight_through_gates
@@ -18,7 +18,7 @@ from dpbert_jax.policies.planner import Planner
 CONFIG = DPBertConfig(
     replace(TINY, num_hidden_layers=3), PlannerConfig(stem_layers=1, hidden_size=8)
 )
-MINILM = BertConfig(
+MINILM = EncoderConfig(
     hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
 )
 STATES = jax.random.normal(jax.random.key(0), (4, 6, 16))

@@ -110,7 +110,7 @@ def test_cost_counts_layers_and_the_exits_passed():
 
 def test_a_frozen_backbone_has_no_dropout(random_params, random_batch):
     params = initial_params(CONFIG, random_params(CONFIG))
-    no_head_dropout = dataclasses.replace(CONFIG.bert, classifier_dropout=0.0)
+    no_head_dropout = dataclasses.replace(CONFIG.encoder, classifier_dropout=0.0)
     model = EarlyExitBert(no_head_dropout)
     keys = jax.random.split(jax.random.key(0), 4)
     batch = jax.tree.map(jnp.asarray, random_batch(4))

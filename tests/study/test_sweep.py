@@ -39,7 +39,7 @@ def swept(run_with_baselines, tmp_path_factory):
 
 def test_a_static_baseline_is_a_plain_bert_of_its_layers(run_with_baselines):
     _, config, _, _ = load_run(str(run_with_baselines / "baselines" / "static_2"))
-    assert config.planner is None and config.bert.num_hidden_layers == 2
+    assert config.planner is None and config.encoder.num_hidden_layers == 2
 
 
 def of(report, variant):

@@ -55,7 +55,7 @@ def test_an_index_is_no_text_and_whole_floats_are_classes(trained, short_flags, 
     lines = [",text,label", *(f"{n},{WORDS[n % 2]},{n % 2}.0" for n in range(24))]
     flags = {**short_flags, **write(tmp_path, "a.csv", lines), "positive_class": "0"}
     folder = trained(tmp_path / "run", flags)
-    bert = read_config(folder).bert
+    bert = read_config(folder).encoder
     assert (bert.problem_type, bert.labels) == (SINGLE_LABEL, ("0", "1"))
     assert recorded_columns(folder) == Columns("text", None, "label")
     assert {"eval_accuracy", "eval_f1"} <= set(last_line(folder))
@@ -77,7 +77,7 @@ def test_any_number_of_classes_a_row(trained, short_flags, tmp_path):
     labels = (["toxic", "insult"], [], ["threat"])
     lines = [json.dumps({"text": WORDS[n % 2], "label": labels[n % 3]}) for n in range(24)]
     folder = trained(tmp_path / "run", {**short_flags, **write(tmp_path, "a.jsonl", lines)})
-    bert = read_config(folder).bert
+    bert = read_config(folder).encoder
     assert (bert.problem_type, bert.labels) == (MULTI_LABEL, ("insult", "threat", "toxic"))
     assert {"eval_f1_micro", "eval_f1_macro"} <= set(last_line(folder))
     kept = open_run(str(folder)).rows.kept.labels
@@ -101,8 +101,8 @@ def test_files_as_users_have_them(trained, name, short_flags, tmp_path):
 def renamed(folder, names, copy):
     """A copy of a dense model whose classes have other names, or none."""
     shutil.copytree(folder, copy)
-    bert = dataclasses.replace(read_config(copy).bert, labels=names)
-    write_config(dataclasses.replace(read_config(copy), bert=bert), copy)
+    bert = dataclasses.replace(read_config(copy).encoder, labels=names)
+    write_config(dataclasses.replace(read_config(copy), encoder=bert), copy)
     update_sums(copy, ["config.json"])
     return copy
 
@@ -143,6 +143,6 @@ def test_a_teacher_is_matched_by_name_or_mapping(
     teacher = renamed(tiny_run / "teacher", names, tmp_path / "teacher")
     flags = {**short_flags, "model_name_or_path": None, "teacher": str(teacher)}
     folder = trained(tmp_path / "run", {**flags, "label_mapping": mapping})
-    assert read_config(folder).bert.labels == labels
+    assert read_config(folder).encoder.labels == labels
     assert evaluate(folder)[0]["examples"] == 20  # its own data, by the mapping that it was read by
     assert open_run(str(folder)).task.spec.labels == labels

@@ -180,7 +180,7 @@ def test_a_run_is_no_teacher(tiny_run, run_flags, tmp_path):
 def test_regression(run_flags, sentence_files, tmp_path):
     start(tmp_path, run_flags, **sentence_files["scores"])
     _, config, _, _ = load_run(str(tmp_path))
-    assert config.bert.is_regression and config.bert.num_labels == 1
+    assert config.encoder.is_regression and config.encoder.num_labels == 1
     lines = metrics(tmp_path)
     assert all(-1 <= line["score"] <= 1 for line in lines if "loss" in line)
     assert {"eval_pearson", "eval_spearmanr"} <= set(lines[-1])

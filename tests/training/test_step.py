@@ -21,7 +21,9 @@ from dpbert_jax.training.step import (
 
 ROWS, STEPS = 8, 3
 DENSE = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=2))
-PLANNED = DPBertConfig(DENSE.bert, PlannerConfig(), Calibration((0.4, 0.8, 1.0), (2.5, 1.5, -6.0)))
+PLANNED = DPBertConfig(
+    DENSE.encoder, PlannerConfig(), Calibration((0.4, 0.8, 1.0), (2.5, 1.5, -6.0))
+)
 CONFIGS = {"dense": DENSE, "joint": PLANNED, "final": PLANNED}
 
 
