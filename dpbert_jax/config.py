@@ -1,7 +1,8 @@
-"""Configuration of the backbone, the planner and their sum; reads and writes `config.json`.
+"""Configuration of the encoder, the planner and their sum; reads and writes `config.json`.
 
-Field names of `EncoderConfig` are those of Hugging Face's BERT, so that a DPBERT folder's
-`config.json` is also that of its plain encoder; everything of ours sits under the key `dpbert`.
+Field names of `EncoderConfig` are those of Hugging Face's BERT; in a file they are those of the
+family. So a DPBERT folder's `config.json` is also that of its plain encoder; everything of ours
+sits under the one extra key `dpbert`.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpbert_jax.errors import UserError
+from dpbert_jax.families import FAMILIES, Family, family_of
 from dpbert_jax.integrity import verify, write_whole
 from dpbert_jax.problem import (
     MULTI_LABEL,
@@ -25,10 +27,12 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Hyper-parameters of a BERT encoder with a sequence-level head (Devlin et al., 1810.04805)."""
+    """Hyper-parameters of an encoder with a head for sequences; by default BERT-base's."""
 
+    model_type: str = "bert"  # of Hugging Face: names the family
     vocab_size: int = 30522
     hidden_size: int = 768
+    embedding_size: int | None = None  # of tokens, before a projection; None: hidden_size
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
@@ -37,7 +41,8 @@ class EncoderConfig:
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None  # None: hidden_dropout_prob, as Hugging Face has it
     max_position_embeddings: int = 512
-    type_vocab_size: int = 2
+    type_vocab_size: int = 2  # 1 where there are no token types
+    relative_attention_num_buckets: int = 32  # where the family has a bias by distance
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
@@ -62,8 +67,34 @@ class EncoderConfig:
             raise UserError(f"hidden_act '{self.hidden_act}' is not one of {list(ACTIVATIONS)}.")
 
     @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
+
+    @property
     def head_size(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def token_size(self) -> int:
+        """Width of the embeddings' tables."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def projects(self) -> bool:
+        """Whether embeddings are projected to the hidden size."""
+        return self.token_size != self.hidden_size
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens that there are positions for."""
+        unused = self.pad_token_id + 1 if self.family.positions_after_padding else 0
+        return self.max_position_embeddings - unused
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What a tokenizer of the family gives, by name."""
+        types = ("token_type_ids",) if self.type_vocab_size > 1 else ()
+        return ("input_ids", "attention_mask", *types)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -170,20 +201,20 @@ PRESETS = {"bert-base": BERT_BASE, "tiny": TINY}
 
 def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
     """Builds a config from the contents of a `config.json`; `where` names it in errors."""
-    if values.get("model_type") != "bert":
-        raise UserError(
-            f"{where}: model_type is {values.get('model_type')!r}, but only 'bert' can be loaded."
-        )
+    family = family_of(values.get("model_type"), where)
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{where}: only absolute position embeddings can be loaded.")
-    own = {field.name for field in dataclasses.fields(EncoderConfig)} - {"labels"}
-    fields = {key: value for key, value in values.items() if key in own}
+    fields = dict(family.defaults)
+    for name, key in _keys(family).items():
+        if values.get(key) is not None:
+            fields[name] = values[key]
     names = values.get("id2label")
     if names:
         ordered = tuple(str(names[key]) for key in sorted(names, key=int))
         # Hugging Face fills in LABEL_0, LABEL_1, ... where nobody gave names.
         generic = all(name == f"LABEL_{i}" for i, name in enumerate(ordered))
         fields |= {"labels": None if generic else ordered, "num_labels": len(ordered)}
+    fields["model_type"] = family.model_type
     # Hugging Face's rule: one output means regression unless the config says otherwise.
     problem = values.get("problem_type") or (
         REGRESSION if fields.get("num_labels") == 1 else SINGLE_LABEL
@@ -213,15 +244,25 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
         raise UserError(f"{where} is not a configuration of this library: {error}.") from error
 
 
+def _keys(family: Family) -> dict[str, str]:
+    """Fields of `EncoderConfig` -> keys of the family's `config.json`."""
+    names = [field.name for field in dataclasses.fields(EncoderConfig) if field.name != "labels"]
+    keys = {name: family.config_keys.get(name, name) for name in names}
+    return {name: key for name, key in keys.items() if key is not None}
+
+
 def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
     """The contents of a `config.json`; the inverse of `from_hf_dict`."""
-    values = dataclasses.asdict(config.encoder)
-    names = config.encoder.label_names
-    for name in ("labels", "num_labels"):
-        values.pop(name)
+    encoder, names = config.encoder, config.encoder.label_names
+    values: dict[str, Any] = {
+        key: getattr(encoder, name)
+        for name, key in _keys(encoder.family).items()
+        if name != "num_labels"
+    }
+    if "embedding_size" in values:
+        values["embedding_size"] = encoder.token_size
     values |= {
-        "architectures": ["BertForSequenceClassification"],
-        "model_type": "bert",
+        "architectures": [f"{encoder.family.classes}ForSequenceClassification"],
         "position_embedding_type": "absolute",
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},

@@ -21,6 +21,7 @@ from dpbert_jax.data import (
     bucket_length,
     chunks,
 )
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import unused_folder
 from dpbert_jax.hub import load_run, save_folder
@@ -30,7 +31,7 @@ from dpbert_jax.inference.path import Weights, prepare
 from dpbert_jax.inference.texts import Encoder, read_texts
 from dpbert_jax.integrity import update_sums, write_whole
 from dpbert_jax.policies.cost import plan_cost
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.policies.protocol import Planned
 from dpbert_jax.policies.rule import resolve_rule
 from dpbert_jax.problem import answers, probabilities
 from dpbert_jax.programs import keep_programs
@@ -76,7 +77,7 @@ class Model:
         _refuse_fork()
         keep_programs()
         folder, config, params, tokenizer = load_run(str(model_name_or_path))
-        longest = read_max_seq_length(folder) or config.encoder.max_position_embeddings
+        longest = read_max_seq_length(folder) or config.encoder.longest_input
         model = cls(config, params, tokenizer, longest, folder, dtype)
         model._check_length(longest)
         return model
@@ -181,7 +182,7 @@ class Model:
 
     @cached_property
     def _weights(self) -> Weights:
-        return prepare(self.config, self.params, self.dtype)
+        return prepare(self.config, Planned(self.config), self.params, self.dtype)
 
     @cached_property
     def _one(self) -> Executor:
@@ -196,7 +197,7 @@ class Model:
         return Encoder(self.tokenizer)
 
     def _check_length(self, length: int) -> int:
-        positions = self.config.encoder.max_position_embeddings
+        positions = self.config.encoder.longest_input
         if not 0 < length <= positions:
             raise UserError(
                 f"The longest input is to have {length} tokens, but the model has positions for "

@@ -99,7 +99,10 @@ def test_impossible_shapes_and_activations_are_refused():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"model_type": "roberta"}, "here: model_type is 'roberta', but only 'bert'"),
+        (
+            {"model_type": "t5"},
+            "here: model_type is 't5', but must be one of bert, roberta",
+        ),
         ({"model_type": None}, "here: model_type is None"),
         ({"position_embedding_type": "relative_key"}, "here: only absolute position"),
         ({"num_attention_heads": 3}, "hidden_size 16 is not a multiple"),

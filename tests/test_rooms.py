@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "dpbert_jax"
 ROOMS = (
     ("errors", "problem", "allocator", "programs"),
     ("run_folder", "run_glue"),
-    ("flags", "integrity"),
+    ("flags", "integrity", "families"),
     ("hosts", "bucket", "config"),
     ("encoder",),
     ("policies",),

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.export.torch_folder import save_torch_code
 from dpbert_jax.hub.folders import save_weights
-from dpbert_jax.policies.dpbert import Params
 
 PACKAGES = {
     "export-onnx": ("onnx", "onnxruntime"),

@@ -15,7 +15,9 @@ from dpbert_jax.benchmark.subjects import Batch, Subject, random_batch, subset
 from dpbert_jax.benchmark.timing import interleaved
 from dpbert_jax.errors import UserError
 from dpbert_jax.inference import Executor, Rule, make_executor
-from dpbert_jax.inference.path import PLANNED, decide, prepare
+from dpbert_jax.inference.path import prepare
+from dpbert_jax.policies.gates import FREE
+from dpbert_jax.policies.protocol import Planned
 
 Row = dict[str, Any]
 
@@ -25,10 +27,10 @@ def measure_latency(
 ) -> list[Row]:
     """A row for each batch size, sequence length, variant and number of layers kept."""
     for length in args.numbers("seq_lengths"):
-        if length > subject.config.encoder.max_position_embeddings:
+        if length > subject.config.encoder.longest_input:
             raise UserError(
                 f"--seq_lengths {length}: the model has positions for "
-                f"{subject.config.encoder.max_position_embeddings} tokens."
+                f"{subject.config.encoder.longest_input} tokens."
             )
     names = args.names("executors")
     executors = {name: make_executor(name, subject.config, subject.params) for name in names}
@@ -93,12 +95,13 @@ def _blocking(execute: Executor, batch: Batch, rule: Rule, plan: np.ndarray | No
 def _planner_call(subject: Subject, batch: Batch) -> Callable[[], Any]:
     """The planner alone, its plan brought to the host."""
     config = subject.config
-    weights = prepare(config, subject.params, np.float32)
+    policy = Planned(config)
+    weights = prepare(config, policy, subject.params, np.float32).policy
     shape = (*batch["input_ids"].shape, config.encoder.hidden_size)
     states = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-    forced = jnp.full((shape[0], config.num_gates), PLANNED)
+    forced = jnp.full((shape[0], config.num_gates), FREE)
     rule = subject.rule(subject.layers)
     program = jax.jit(
-        lambda weights, states, mask: decide(config, weights, states, mask, rule, forced)[0]
+        lambda weights, states, mask: policy.look(0, weights, states, mask, rule, forced, None)[0]
     )
     return lambda: np.asarray(program(weights, states, batch["attention_mask"]))

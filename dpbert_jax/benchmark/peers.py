@@ -20,9 +20,9 @@ import numpy as np
 
 from dpbert_jax.benchmark import exports, torch_training
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub.folders import save_weights
-from dpbert_jax.policies.dpbert import Params
 
 PACKAGES = {  # what a peer needs, by the names of their modules
     "torch": ("torch",),

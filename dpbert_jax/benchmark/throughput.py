@@ -12,7 +12,6 @@ from dpbert_jax.benchmark.subjects import Batch, Subject
 from dpbert_jax.benchmark.timing import interleaved
 from dpbert_jax.data import TokenizedSplit, batches, chunks, load_task, tokenize
 from dpbert_jax.hub import load_tokenizer, resolve_folder
-from dpbert_jax.hub.folders import PACKAGED
 from dpbert_jax.inference import Executor, make_executor
 from dpbert_jax.inference.executors import INPUTS
 from dpbert_jax.inference.packed import CHUNK_ROWS
@@ -32,7 +31,7 @@ def measure_throughput(
     """
     task = load_task(data_dir=args.data)
     name = task.spec.validation_splits[0]
-    tokenizer = subject.tokenizer or load_tokenizer(resolve_folder(PACKAGED))  # BERT's vocabulary
+    tokenizer = subject.tokenizer or load_tokenizer(resolve_folder("minilm"))  # BERT's vocabulary
     split = tokenize(task.splits[name], tokenizer, MAX_SEQ_LENGTH)
     executors = {
         name: make_executor(name, subject.config, subject.params)

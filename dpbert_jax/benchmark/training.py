@@ -79,13 +79,13 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
     )
     if encoder.is_regression:
         raise UserError(f"{task.spec.name} has scores for labels: name a task with classes.")
-    if args.max_seq_length > encoder.max_position_embeddings:
+    if args.max_seq_length > encoder.longest_input:
         raise UserError(
             f"--max_seq_length {args.max_seq_length}: the model has positions for "
-            f"{encoder.max_position_embeddings} tokens."
+            f"{encoder.longest_input} tokens."
         )
     config = DPBertConfig(encoder)
-    params = load_params(source, config, fresh=("classifier", "bert.pooler"), seed=args.seed)
+    params = load_params(source, config, fresh=("head",), seed=args.seed)
     split = some_rows(task.splits["train"], load_tokenizer(source), args)
     variants: dict[str, tuple[Timed, list[Batch]]] = {
         f"ours, {stage}": (

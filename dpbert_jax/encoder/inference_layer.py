@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dpbert_jax.config import EncoderConfig
-from dpbert_jax.encoder.modules import ACTIVATIONS
+from dpbert_jax.encoder.operations import ACTIVATIONS
 
 
 class LayerWeights(NamedTuple):
@@ -66,9 +66,9 @@ def run_layer(
     config: EncoderConfig,
     weights: LayerWeights,
     states: Float[Array, "D B S"],
-    bias: Float[Array, "B 1 Q S"],
+    bias: Float[Array, "B #H #S S"],
 ) -> Float[Array, "D B S"]:
-    """Post-norm self-attention and feed-forward; `bias` is added to the scores, Q = 1 or S."""
+    """Post-norm self-attention and feed-forward; `bias` is added to the scores."""
     heads = (config.num_attention_heads, config.head_size, *states.shape[1:])
     flat = states.reshape(states.shape[0], -1)  # [D, B * S]
     qkv = _dense(weights.qkv, flat, weights.qkv_bias)

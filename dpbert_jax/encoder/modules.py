@@ -1,75 +1,91 @@
-"""BERT in Flax Linen: embeddings, one layer, and the masked encoder that training differentiates.
+"""The encoder in Flax Linen, as training differentiates it: its parameters, and the layer.
 
-Source: Devlin et al., 1810.04805; numerics follow Hugging Face's PyTorch BERT (exact erf GELU,
-LayerNorm epsilon from the config). Shape letters: B batch, S sequence, D hidden, H heads,
-K head size, F feed-forward, L layers.
+Sources: Devlin et al., 1810.04805, and the families' own papers; numerics follow Hugging Face's
+PyTorch. Shape letters: B batch, S sequence, D hidden, H heads, K head size, F feed-forward,
+L layers.
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float
 
 from dpbert_jax.config import EncoderConfig
-
-DropoutKeys = Key[Array, " B"] | None
-
-ACTIVATIONS = {
-    "gelu": partial(nn.gelu, approximate=False),
-    "gelu_new": partial(nn.gelu, approximate=True),
-    "relu": nn.relu,
-}
+from dpbert_jax.encoder.operations import ACTIVATIONS, DropoutKeys, Params, dropout, flat_product
 
 
-def dropout(x: Array, rate: float, keys: DropoutKeys, site: int) -> Array:
-    """Dropout with one random key a row, so that a row's noise does not depend on its batch.
+class Declared(nn.Module):
+    """A part whose arithmetic is a plain function: the module only declares its parameters."""
 
-    That makes a step independent of how the global batch is spread over devices. `keys=None`
-    means evaluation. One random byte decides an element (a quarter of the random words that
-    32-bit draws need), so the rate is rounded to a multiple of 1/256 and the scale is exact for
-    the rounded rate. `site` separates the dropouts that share the keys.
-    """
-    threshold = round(rate * 256)
-    if keys is None or threshold == 0:
-        return x
-    size = x[0].size
+    shapes: dict[str, tuple[int, ...]]  # of kernel and bias, scale and bias, or embedding
+    stddev: float = 0.02  # of kernels and embeddings
 
-    def row_bytes(key: Array) -> Array:
-        words = jax.random.bits(jax.random.fold_in(key, site), (-(-size // 4),))
-        return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:size]
-
-    keep = (jax.vmap(row_bytes)(keys) >= threshold).reshape(x.shape)
-    return jnp.where(keep, x * (256 / (256 - threshold)), 0)
+    @nn.compact
+    def __call__(self) -> Params:
+        random = nn.initializers.normal(self.stddev)
+        drawn = {"kernel": random, "embedding": random, "scale": nn.initializers.ones}
+        return {
+            name: self.param(name, drawn.get(name, nn.initializers.zeros), shape)
+            for name, shape in self.shapes.items()
+        }
 
 
-def fold_rows(keys: Any, data: int) -> Any:
-    """Derives a new key for every row [B]; None, which means evaluation, stays None."""
-    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+def affine(inputs: int, outputs: int, stddev: float, name: str) -> Declared:
+    """Kernel and bias of a dense layer."""
+    return Declared({"kernel": (inputs, outputs), "bias": (outputs,)}, stddev, name=name)
 
 
-def attention_bias(attention_mask: Int[Array, "B S"]) -> Float[Array, "B 1 1 S"]:
-    """What is added to attention scores: 0 where a token is real, the lowest float elsewhere."""
-    return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, jnp.finfo(jnp.float32).min)
+def relative_attention(config: EncoderConfig, name: str | None = None) -> Declared | None:
+    """The parameters of `attention.relative_bias`; None where the family has no such bias."""
+    if not config.family.relative_attention:
+        return None
+    table = {"embedding": (config.relative_attention_num_buckets, config.num_attention_heads)}
+    return Declared(table, config.initializer_range, name=name)
 
 
-def flat_product(
-    inputs: Float[Array, "*axes D"], kernel: Float[Array, "D F"], _: Any, **options: Any
-) -> Float[Array, "*axes F"]:
-    """The product of a dense layer, [..., D] by [D, F], as one of a matrix of [rows, D].
+class Embeddings(nn.Module):
+    """The parameters of `embeddings.embed`."""
 
-    A kernel's gradient then sums over one axis, not two, which XLA's products on a CPU do faster.
-    """
-    flat = inputs.reshape(-1, inputs.shape[-1])
-    return jnp.dot(flat, kernel, **options).reshape(*inputs.shape[:-1], kernel.shape[-1])
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self) -> Params:
+        config = self.config
+        sizes = {
+            "word_embeddings": config.vocab_size,
+            "position_embeddings": config.max_position_embeddings,
+        }
+        if config.family.token_types:
+            sizes["token_type_embeddings"] = config.type_vocab_size
+        width, stddev = config.token_size, config.initializer_range
+        params = {
+            name: Declared({"embedding": (size, width)}, stddev, name=name)()
+            for name, size in sizes.items()
+        }
+        params["layer_norm"] = Declared({"scale": (width,), "bias": (width,)}, name="layer_norm")()
+        if config.projects:
+            params["projection"] = affine(width, config.hidden_size, stddev, "projection")()
+        return params
 
 
-class _Config(nn.Module):
-    """What every part shares: the hyper-parameters, the compute type, and how to build layers."""
+class Head(nn.Module):
+    """The parameters of `head.classify`."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self) -> Params:
+        width, stddev = self.config.hidden_size, self.config.initializer_range
+        return {
+            "pooler": affine(width, width, stddev, "pooler")(),
+            "classifier": affine(width, self.config.num_labels, stddev, "classifier")(),
+        }
+
+
+class Layer(nn.Module):
+    """One transformer layer: post-norm self-attention and feed-forward."""
 
     config: EncoderConfig
     dtype: DTypeLike = jnp.float32
@@ -90,45 +106,11 @@ class _Config(nn.Module):
             name=name,
         )
 
-    def embed(self, size: int, name: str) -> nn.Embed:
-        init = nn.initializers.normal(self.config.initializer_range)
-        return nn.Embed(
-            size, self.config.hidden_size, dtype=self.dtype, embedding_init=init, name=name
-        )
-
-
-class Embeddings(_Config):
-    """Sum of word, position and segment embeddings, normalised."""
-
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: Int[Array, "B S"],
-        token_type_ids: Int[Array, "B S"],
-        dropout_keys: DropoutKeys = None,
-        position_ids: Int[Array, "B S"] | None = None,  # default: 0, 1, 2, ...
-    ) -> Float[Array, "B S D"]:
-        config = self.config
-        positions = (
-            jnp.arange(input_ids.shape[1])[None, :] if position_ids is None else position_ids
-        )
-        hidden_states = (
-            self.embed(config.vocab_size, "word_embeddings")(input_ids)
-            + self.embed(config.max_position_embeddings, "position_embeddings")(positions)
-            + self.embed(config.type_vocab_size, "token_type_embeddings")(token_type_ids)
-        )
-        hidden_states = self.layer_norm("layer_norm")(hidden_states)
-        return dropout(hidden_states, config.hidden_dropout_prob, dropout_keys, site=0)
-
-
-class Layer(_Config):
-    """One transformer layer: post-norm self-attention and feed-forward."""
-
     @nn.compact
     def __call__(
         self,
         hidden_states: Float[Array, "B S D"],
-        bias: Float[Array, "B 1 1 S"],
+        bias: Float[Array, "B #H #S S"],
         dropout_keys: DropoutKeys = None,
     ) -> Float[Array, "B S D"]:
         config = self.config
@@ -153,26 +135,10 @@ class Layer(_Config):
         return self.layer_norm("output_layer_norm")(hidden_states + output)
 
 
-class Head(_Config):
-    """Pooler and classifier: the first token's state, a tanh layer, and the logits."""
-
-    @nn.compact
-    def __call__(
-        self, hidden_states: Float[Array, "B S D"], dropout_keys: DropoutKeys = None
-    ) -> tuple[Float[Array, "B D"], Float[Array, "B C"]]:
-        config = self.config
-        pooled = jnp.tanh(self.dense(config.hidden_size, "pooler")(hidden_states[:, 0]))
-        rate = config.classifier_dropout
-        rate = config.hidden_dropout_prob if rate is None else rate
-        dropped = dropout(pooled, rate, dropout_keys, site=0)
-        logits = self.dense(config.num_labels, "classifier")(dropped)
-        return pooled, logits.astype(jnp.float32)
-
-
 def masked_layers(
     layers: Sequence[Layer],
     hidden_states: Float[Array, "B S D"],
-    bias: Float[Array, "B 1 1 S"],
+    bias: Float[Array, "B #H #S S"],
     layer_mask: Float[Array, "B N"],
     dropout_keys: Sequence[DropoutKeys],
 ) -> list[Float[Array, "B S D"]]:

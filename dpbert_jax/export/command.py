@@ -37,7 +37,7 @@ def export(args: ExportArguments) -> bool:
     config = dataclasses.replace(config, default_budget=_default_budget(args, config))
     # Whoever serves and asks for truncation gets the rows that the run was trained on.
     tokenizer.model_max_length = min(
-        length or tokenizer.model_max_length, config.encoder.max_position_embeddings
+        length or tokenizer.model_max_length, config.encoder.longest_input
     )
     model = Model(config, params, tokenizer, args.plan_rule, args.int8, length)
     verifiable = _validation(args, source, model) if args.verify else []
@@ -103,7 +103,7 @@ def _validation(args: ExportArguments, source: Path, model: Model) -> list:
         source,
     )
     task = load_task_of(found, model.config)
-    length = found.max_seq_length or model.config.encoder.max_position_embeddings
+    length = found.max_seq_length or model.config.encoder.longest_input
     return [
         (
             name,

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig, write_config
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.stablehlo import stablehlo_program
 from dpbert_jax.export.torch_folder import save_torch_folder
 from dpbert_jax.integrity import seal, verify
-from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.run_folder import EXPORT_CONFIG
 
 ONNX = "model.onnx"
@@ -114,10 +114,10 @@ def _write_onnx(folder: Path, model: Model) -> None:
 def _load_onnx(folder: Path, model: Model) -> Call:
     onnxruntime: Any = importlib.import_module("onnxruntime")
     session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
-    planned = model.config.planner is not None
+    planned, names = model.config.planner is not None, model.config.encoder.inputs
 
     def call(batch: Batch, budget: float) -> Answer:
-        inputs: dict[str, Any] = {name: np.int64(ids) for name, ids in batch.items()}
+        inputs: dict[str, Any] = {name: np.int64(batch[name]) for name in names}
         if not planned:
             return _dense_answer(session.run(["logits"], inputs)[0], model.config)
         inputs["budget"] = np.array(budget, np.float32)
@@ -138,10 +138,10 @@ def _load_huggingface(folder: Path, model: Model) -> Call:
     # This library's own code, just written there.
     loaded = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     loaded.eval()
-    planned = model.config.planner is not None
+    planned, names = model.config.planner is not None, model.config.encoder.inputs
 
     def call(batch: Batch, budget: float) -> Answer:
-        tensors = {name: torch.from_numpy(np.int64(ids)) for name, ids in batch.items()}
+        tensors = {name: torch.from_numpy(np.int64(batch[name])) for name in names}
         with torch.inference_mode():
             if not planned:
                 return _dense_answer(loaded(**tensors).logits.numpy(), model.config)
@@ -160,7 +160,7 @@ def _write_stablehlo(folder: Path, model: Model) -> None:
 def _load_stablehlo(folder: Path, model: Model) -> Call:
     program = jax.export.deserialize(bytearray((folder / STABLEHLO).read_bytes()))
     run = jax.jit(program.call)
-    names = ("input_ids", "attention_mask", "token_type_ids")
+    names = model.config.encoder.inputs
 
     def call(batch: Batch, budget: float) -> Answer:
         made = run(*(np.int32(batch[name]) for name in names), np.float32(budget))

@@ -1,4 +1,4 @@
-"""A dense BERT as a plain ONNX graph, written node by node from the parameters.
+"""A dense encoder as a plain ONNX graph, written node by node from the parameters.
 
 Only standard operators, in the pattern that PyTorch's exporter gives a BERT, which the graph
 optimisers of runtimes know how to fuse.
@@ -9,17 +9,18 @@ import onnx
 from onnx import TensorProto, helper
 
 from dpbert_jax.config import EncoderConfig
+from dpbert_jax.encoder.attention import RELATIVE
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.onnx_graph import Graph
-from dpbert_jax.policies.dpbert import Params
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+from dpbert_jax.export.onnx_parts import write_embeddings, write_head, write_relative_bias
 
 
 def dense_onnx(config: EncoderConfig, params: Params) -> onnx.ModelProto:
     """The dense model: int64 [batch, sequence] inputs, float32 `logits`, dynamic sizes.
 
-    More tokens than `max_position_embeddings` are an error of the runtime.
+    The inputs are the family's (`config.inputs`). More tokens than there are positions for are an
+    error of the runtime.
 
     Raises:
         UserError: the activation is none that can be written.
@@ -34,44 +35,18 @@ def dense_onnx(config: EncoderConfig, params: Params) -> onnx.ModelProto:
     mask = graph.add("Cast", mask, to=TensorProto.FLOAT)
     masked = graph.add("Sub", graph.constant("one", 1), mask)
     bias = graph.add("Mul", masked, graph.constant("lowest", np.finfo(np.float32).min))
+    if config.family.relative_attention:
+        relative = write_relative_bias(graph, config, params[RELATIVE])
+        bias = graph.add("Add", bias, relative)
     for i in range(config.num_hidden_layers):
         states = _layer(graph, config, params[f"layer_{i}"], f"layer_{i}", states, bias)
-    first = graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1)
-    pooled = graph.add("Tanh", graph.gemm(first, "pooler", params["head"]["pooler"]))
-    graph.gemm(pooled, "classifier", params["head"]["classifier"], output="logits")
+    write_head(graph, config, params["head"], states)
     shape = ["batch", "sequence"]
     return graph.as_model(
-        "bert",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in INPUTS],
+        config.model_type,
+        [helper.make_tensor_value_info(n, TensorProto.INT64, shape) for n in config.inputs],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", config.num_labels])],
     )
-
-
-def write_embeddings(graph: Graph, config: EncoderConfig, params: Params) -> str:
-    def table(name: str, ids: str) -> str:
-        return graph.add("Gather", graph.constant(name, params[name]["embedding"]), ids)
-
-    words, types = table("word_embeddings", INPUTS[0]), table("token_type_embeddings", INPUTS[2])
-    which = graph.constant("axis", 1, np.int64)
-    length = graph.add("Gather", graph.add("Shape", INPUTS[0]), which, axis=0)
-    # Looked up in a table that ends at the last position: beyond it the runtime refuses, and names
-    # this node and the length in its error.
-    longest = config.max_position_embeddings
-    lengths = graph.constant("lengths", np.arange(longest + 1), np.int64)
-    length = graph.add("Gather", lengths, length, output=f"at_most_{longest}_tokens")
-    length = graph.add("Unsqueeze", length, graph.constant("axis_0", [0], np.int64))
-    every = np.arange(config.max_position_embeddings)[None]
-    positions = graph.add(
-        "Slice",
-        graph.constant("positions", every, np.int64),
-        graph.constant("start", [0], np.int64),
-        length,
-        graph.constant("axes", [1], np.int64),
-    )
-    total = graph.add(
-        "Add", graph.add("Add", words, types), table("position_embeddings", positions)
-    )
-    return graph.layer_norm(total, "embeddings", params["layer_norm"], config.layer_norm_eps)
 
 
 def _layer(
@@ -98,8 +73,5 @@ def _layer(
 
     states = norm(graph.add("Add", attended, states), "attention_layer_norm")
     wide = graph.dense(states, f"{name}.intermediate", params["intermediate"])
-    error = graph.add("Erf", graph.add("Div", wide, graph.constant("root_2", 2**0.5)))
-    gate = graph.add("Add", error, graph.constant("one", 1))
-    wide = graph.add("Mul", graph.add("Mul", wide, gate), graph.constant("half", 0.5))
-    output = graph.dense(wide, f"{name}.output", params["output"])
+    output = graph.dense(graph.gelu(wide), f"{name}.output", params["output"])
     return norm(graph.add("Add", output, states), "output_layer_norm")

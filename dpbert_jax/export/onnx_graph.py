@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.encoder.operations import Params
 
 MICROSOFT = "com.microsoft"  # operators of onnxruntime's own: whole parts of a transformer
 
@@ -59,6 +59,12 @@ class Graph:
         scale = self.constant(f"{name}.scale", params["scale"])
         shift = self.constant(f"{name}.bias", params["bias"])
         return self.add("LayerNormalization", inputs, scale, shift, axis=-1, epsilon=epsilon)
+
+    def gelu(self, inputs: str) -> str:
+        """The exact one, in the pattern that graph optimisers fuse."""
+        error = self.add("Erf", self.add("Div", inputs, self.constant("root_2", 2**0.5)))
+        gate = self.add("Add", error, self.constant("one", 1))
+        return self.add("Mul", self.add("Mul", inputs, gate), self.constant("half", 0.5))
 
     def split(self, inputs: str, parts: int) -> list[str]:
         """Equal parts of the last axis."""

@@ -14,10 +14,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from dpbert_jax.config import DPBertConfig, EncoderConfig
-from dpbert_jax.export.onnx import INPUTS, write_embeddings
+from dpbert_jax.encoder.attention import RELATIVE
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.export.onnx_graph import MICROSOFT, Graph
+from dpbert_jax.export.onnx_parts import write_embeddings, write_head, write_relative_bias
+from dpbert_jax.export.onnx_planner import write_planner
 from dpbert_jax.export.onnx_quantize import int8_product
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.export.onnx_rule import write_rule
 from dpbert_jax.policies.rule import resolve_rule
 
 
@@ -26,12 +29,12 @@ def planned_onnx(
 ) -> onnx.ModelProto:
     """The model with planner and plan rule inside; batch and sequence are dynamic.
 
-    Inputs: int64 [batch, sequence] `input_ids`, `attention_mask`, `token_type_ids`, and `budget`,
-    a float32 scalar: a share of the dense FLOPs, held to the trained range; 1 and more runs all
-    layers. Where the config has a `default_budget`, `budget` may be left out. Outputs: `logits`
-    [batch, C], `layer_mask` [batch, L] (1 where a layer ran) and `gate_logits` [batch, P]. In a
-    batch, a layer runs on those rows that need it. More tokens than `max_position_embeddings` are
-    an error of the runtime.
+    Inputs: the family's (`config.inputs`), int64 [batch, sequence], and `budget`, a float32 scalar:
+    a share of the dense FLOPs, held to the trained range; 1 and more runs all layers. Where the
+    config has a `default_budget`, `budget` may be left out. Outputs: `logits` [batch, C],
+    `layer_mask` [batch, L] (1 where a layer ran) and `gate_logits` [batch, P]. In a batch, a layer
+    runs on those rows that need it. More tokens than there are positions for are an error of the
+    runtime.
 
     With `int8` the planned layers' products are quantised (weights beforehand, activations token
     by token as they come). Embeddings, stem, planner and head stay float32: the plans are those of
@@ -47,27 +50,33 @@ def planned_onnx(
     if config.default_budget is not None:
         graph.constant("budget", config.default_budget)  # under an input's name: its default
     mask = graph.add("Cast", "attention_mask", to=TensorProto.INT32)
+    relative = ""  # no input
+    if encoder.family.relative_attention:
+        relative = write_relative_bias(graph, encoder, params[RELATIVE])
     states = write_embeddings(graph, encoder, params["embeddings"])
     for i in range(config.stem_layers):
-        states = _layer(graph, encoder, params[f"layer_{i}"], f"layer_{i}", states, mask)
-    _planner(graph, config, params["planner"], states)
-    needed = _needed(graph, config, plan_rule)
+        states = _layer(graph, encoder, params[f"layer_{i}"], f"layer_{i}", states, mask, relative)
+    write_planner(graph, config, params["planner"], states)
+    needed = write_rule(graph, config, plan_rule)
     for gate in range(config.num_gates):
         i = config.stem_layers + gate
         rows = graph.add("Gather", needed, graph.constant(f"gate_{gate}", gate, np.int64), axis=1)
         layer = partial(
-            _layer, config=encoder, params=params[f"layer_{i}"], name=f"layer_{i}", int8=int8
+            _layer,
+            config=encoder,
+            params=params[f"layer_{i}"],
+            name=f"layer_{i}",
+            relative=relative,
+            int8=int8,
         )
         states = _where_needed(graph, layer, f"layer_{i}", states, mask, rows, encoder.hidden_size)
-    first = graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1)
-    pooled = graph.add("Tanh", graph.gemm(first, "pooler", params["head"]["pooler"]))
-    graph.gemm(pooled, "classifier", params["head"]["classifier"], output="logits")
+    write_head(graph, encoder, params["head"], states)
     _layer_mask(graph, config, needed)
 
     def described(name: str, kind: int, *shape: str | int) -> Any:
         return helper.make_tensor_value_info(name, kind, shape)
 
-    inputs = [described(name, TensorProto.INT64, "batch", "sequence") for name in INPUTS]
+    inputs = [described(name, TensorProto.INT64, "batch", "sequence") for name in encoder.inputs]
     outputs = {
         "logits": encoder.num_labels,
         "layer_mask": encoder.num_hidden_layers,
@@ -87,6 +96,7 @@ def _layer(
     name: str,
     states: str,
     mask: str,
+    relative: str,
     int8: bool = False,
 ) -> str:
     multiply = int8_product if int8 else _product
@@ -103,7 +113,7 @@ def _layer(
         return _layer_norm(graph, config, params[norm], f"{name}.{norm}", total)
 
     attend = _int8_attention if int8 else _attention
-    context = attend(graph, config, params, name, states, mask)
+    context = attend(graph, config, params, name, states, mask, relative)
     states = joined(context, states, "attention_output", "attention_layer_norm")
     wide = product(states, "intermediate")
     if config.hidden_act == "relu":
@@ -126,22 +136,36 @@ def _query_key_value(graph: Graph, params: Params, name: str) -> tuple[np.ndarra
 
 
 def _attention(
-    graph: Graph, config: EncoderConfig, params: Params, name: str, states: str, mask: str
+    graph: Graph,
+    config: EncoderConfig,
+    params: Params,
+    name: str,
+    states: str,
+    mask: str,
+    relative: str,
 ) -> str:
     kernel, bias = _query_key_value(graph, params, name)
     kernel = graph.constant(f"{name}.qkv.kernel", kernel)
     options = _attention_options(config)
-    return graph.add("Attention", states, kernel, bias, mask, **options)
+    # The empty name stands for no past keys and values.
+    return graph.add("Attention", states, kernel, bias, mask, "", relative, **options)
 
 
 def _int8_attention(
-    graph: Graph, config: EncoderConfig, params: Params, name: str, states: str, mask: str
+    graph: Graph,
+    config: EncoderConfig,
+    params: Params,
+    name: str,
+    states: str,
+    mask: str,
+    relative: str,
 ) -> str:
     """The same with an int8 product before it; scores and their product with values are float."""
     kernel, bias = _query_key_value(graph, params, name)
     product = int8_product(graph, states, f"{name}.qkv", kernel)
     options = _attention_options(config)
-    return graph.add("MultiHeadAttention", *graph.split(product, 3), bias, mask, **options)
+    parts = graph.split(product, 3)
+    return graph.add("MultiHeadAttention", *parts, bias, mask, relative, **options)
 
 
 def _attention_options(config: EncoderConfig) -> dict[str, Any]:
@@ -195,86 +219,6 @@ def _where_needed(
         then_branch=run.as_branch(f"{name}.run", after, shape),
         else_branch=skip.as_branch(f"{name}.skip", before, shape),
     )
-
-
-def _planner(graph: Graph, config: DPBertConfig, params: Params, states: str) -> None:
-    """`gate_logits`, as `model.planner` computes them."""
-    assert config.planner is not None
-    hidden, width = config.encoder.hidden_size, config.planner.hidden_size
-    middle, last = (graph.constant(f"axis_{axis}", [axis], np.int64) for axis in (1, 2))
-    weights = graph.add("Cast", "attention_mask", to=TensorProto.FLOAT)
-    length = graph.add("ReduceSum", weights, middle)  # [B, 1]
-    total = graph.add("MatMul", graph.add("Unsqueeze", weights, middle), states)  # [B, 1, D]
-    tokens = graph.add("Max", length, graph.constant("one", 1))
-    mean = graph.add("Div", total, graph.add("Unsqueeze", tokens, last))
-    start = graph.constant("from", [0], np.int64)
-    pair = graph.add("Concat", mean, graph.add("Slice", states, start, middle, middle), axis=1)
-    unit = {"scale": np.full(hidden, (2 * hidden) ** -0.5), "bias": np.zeros(hidden)}
-    pair = graph.layer_norm(pair, "summary", unit, 1e-6)  # [B, 2, D]
-    summary = graph.add("Reshape", pair, graph.constant("flat", [0, 2 * hidden], np.int64))
-    doublings = graph.add("Log", graph.add("Mul", length, graph.constant("per_32", 1 / 32)))
-    doublings = graph.add("Mul", doublings, graph.constant("per_log_2", 1 / np.log(2)))
-    features = graph.add("Concat", summary, doublings, axis=1)
-    inner = graph.add("Tanh", graph.gemm(features, "planner.input", params["input"]))
-    inner = graph.add("Mul", inner, graph.constant("planner.unit", width**-0.5))
-    logits = graph.gemm(inner, "planner.output", params["output"])
-    bound = graph.constant("planner.bound", config.planner.logit_bound)
-    squeezed = graph.add("Tanh", graph.add("Div", logits, bound))
-    graph.add("Mul", squeezed, bound, output="gate_logits")
-
-
-def _needed(graph: Graph, config: DPBertConfig, plan_rule: str) -> str:
-    """Which rows need which planned layer, bool [B, P]; as `model.gates.hard_gates`."""
-    full = graph.add("GreaterOrEqual", "budget", graph.constant("one", 1))
-    if plan_rule == "top_k":
-        return graph.add("Less", _rank(graph, config), _top_k(graph, config, full))
-    lowest = graph.constant("lowest", -np.inf)
-    threshold = graph.add("Where", full, lowest, _threshold(graph, config))
-    passes = graph.add("GreaterOrEqual", "gate_logits", threshold)
-    if not config.min_gates:
-        return passes
-    least = graph.constant("min_gates", config.min_gates)
-    return graph.add("Or", passes, graph.add("Less", _rank(graph, config), least))
-
-
-def _threshold(graph: Graph, config: DPBertConfig) -> str:
-    """The calibrated threshold of `budget`, linear between the grid's points."""
-    assert config.calibration is not None
-    budgets, thresholds = map(np.array, (config.calibration.budgets, config.calibration.thresholds))
-    start = graph.constant("threshold.first", thresholds[0])
-    if len(budgets) == 1:
-        return start
-    low = graph.constant("threshold.low", budgets[:-1])
-    high = graph.constant("threshold.high", budgets[1:])
-    slope = graph.constant("threshold.slope", np.diff(thresholds) / np.diff(budgets))
-    inside = graph.add("Max", graph.add("Min", "budget", high), low)
-    rises = graph.add("Mul", graph.add("Sub", inside, low), slope)
-    return graph.add("Add", start, graph.add("ReduceSum", rises, keepdims=0))
-
-
-def _top_k(graph: Graph, config: DPBertConfig, full: str) -> str:
-    """How many planned layers `budget` pays for, as `inference.rules` counts them."""
-    assert config.planner is not None
-    low = graph.constant("budget.low", config.planner.min_budget)
-    high = graph.constant("budget.high", config.planner.max_budget)
-    inside = graph.add("Max", graph.add("Min", "budget", high), low)
-    layers = graph.add("Mul", inside, graph.constant("layers", config.encoder.num_hidden_layers))
-    # The tolerance of inference.rules, widened to what float32 can hold.
-    layers = graph.add("Floor", graph.add("Add", layers, graph.constant("tolerance", 1e-5)))
-    gates = graph.add("Sub", layers, graph.constant("stem_layers", config.stem_layers))
-    return graph.add("Where", full, graph.constant("num_gates", config.num_gates), gates)
-
-
-def _rank(graph: Graph, config: DPBertConfig) -> str:
-    """The place of each gate logit in its row, float [B, P]; ties fall to the lower layer."""
-    middle, last = (graph.constant(f"axis_{axis}", [axis], np.int64) for axis in (1, 2))
-    own = graph.add("Unsqueeze", "gate_logits", last)  # [B, P, 1]
-    other = graph.add("Unsqueeze", "gate_logits", middle)  # [B, 1, P]
-    lower = graph.constant("lower", np.tri(config.num_gates, k=-1), bool)
-    tied = graph.add("And", graph.add("Equal", other, own), lower)
-    ahead = graph.add("Or", graph.add("Greater", other, own), tied)
-    counted = graph.add("Cast", ahead, to=TensorProto.FLOAT)
-    return graph.add("ReduceSum", counted, last, keepdims=0)
 
 
 def _layer_mask(graph: Graph, config: DPBertConfig, needed: str) -> None:

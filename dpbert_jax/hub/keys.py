@@ -2,24 +2,96 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import getitem
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config import DPBertConfig, EncoderConfig
+from dpbert_jax.encoder.attention import RELATIVE
+from dpbert_jax.encoder.operations import Params
 
-OURS = ("bert.", "classifier.", "planner.")  # what the names in the key table begin with
-# What one line of a list stands for: a layer, a part of BERT, or all of another head.
-_PART = re.compile(r"bert\.encoder\.layer\.\d+|bert\.\w+|[^.]+")
+
+class Names(NamedTuple):
+    """How a family calls its tensors; the defaults are BERT's."""
+
+    prefix: str
+    layers: str = "encoder.layer"
+    layer: Mapping[str, str] = {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "attention_output": "attention.output.dense",
+        "attention_layer_norm": "attention.output.LayerNorm",
+        "intermediate": "intermediate.dense",
+        "output": "output.dense",
+        "output_layer_norm": "output.LayerNorm",
+    }
+    pooler: str = "classifier.dense"  # the head's first product
+    classifier: str = "classifier.out_proj"
+
+
+NAMES = {
+    "bert": Names("bert", pooler="bert.pooler.dense", classifier="classifier"),
+    "roberta": Names("roberta"),
+    "xlm-roberta": Names("roberta"),
+    "camembert": Names("roberta"),
+    "distilbert": Names(
+        "distilbert",
+        "transformer.layer",
+        {
+            "query": "attention.q_lin",
+            "key": "attention.k_lin",
+            "value": "attention.v_lin",
+            "attention_output": "attention.out_lin",
+            "attention_layer_norm": "sa_layer_norm",
+            "intermediate": "ffn.lin1",
+            "output": "ffn.lin2",
+            "output_layer_norm": "output_layer_norm",
+        },
+        "pre_classifier",
+        "classifier",
+    ),
+    "electra": Names("electra"),
+    "mpnet": Names(
+        "mpnet",
+        layer={
+            "query": "attention.attn.q",
+            "key": "attention.attn.k",
+            "value": "attention.attn.v",
+            "attention_output": "attention.attn.o",
+            "attention_layer_norm": "attention.LayerNorm",
+            "intermediate": "intermediate.dense",
+            "output": "output.dense",
+            "output_layer_norm": "output.LayerNorm",
+        },
+    ),
+}
+# What a checkpoint of the bare encoder begins its names with: the prefix is missing there.
+_BARE = ("embeddings.", "embeddings_project.", "encoder.", "transformer.", "pooler.")
+# Heads of pretraining, which have no place in a classifier.
+_PRETRAINING = (
+    "cls.",
+    "lm_head.",
+    "vocab_",
+    "generator_",
+    "discriminator_predictions.",
+)
 
 
 class Entry(NamedTuple):
-    """`hf` tensor name <-> `path` in the parameter tree; `transposed` for [out, in] matrices."""
+    """`hf` tensor name <-> `path` in the parameter tree, of this `shape` there."""
 
     hf: str
     path: tuple[str, ...]
-    transposed: bool
+    shape: tuple[int, ...]
+
+    @property
+    def transposed(self) -> bool:
+        """Theirs are [out, in] matrices."""
+        return self.path[-1] == "kernel"
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         # A contiguous copy, so that nothing downstream sees a strided view.
@@ -29,69 +101,118 @@ class Entry(NamedTuple):
         return np.ascontiguousarray(array.T if self.transposed else array)
 
 
-def _dense(hf: str, *path: str) -> list[Entry]:
+def _dense(hf: str, inputs: int, outputs: int, *path: str) -> list[Entry]:
     return [
-        Entry(f"{hf}.weight", (*path, "kernel"), True),
-        Entry(f"{hf}.bias", (*path, "bias"), False),
+        Entry(f"{hf}.weight", (*path, "kernel"), (inputs, outputs)),
+        Entry(f"{hf}.bias", (*path, "bias"), (outputs,)),
     ]
 
 
-def _layer_norm(hf: str, *path: str) -> list[Entry]:
+def _layer_norm(hf: str, width: int, *path: str) -> list[Entry]:
     return [
-        Entry(f"{hf}.weight", (*path, "scale"), False),
-        Entry(f"{hf}.bias", (*path, "bias"), False),
+        Entry(f"{hf}.weight", (*path, "scale"), (width,)),
+        Entry(f"{hf}.bias", (*path, "bias"), (width,)),
     ]
 
 
-def _embedding(name: str) -> Entry:
-    return Entry(f"bert.embeddings.{name}.weight", ("embeddings", name, "embedding"), False)
-
-
-def _layer(i: int) -> list[Entry]:
-    hf, ours = f"bert.encoder.layer.{i}", f"layer_{i}"
-    return [
-        *_dense(f"{hf}.attention.self.query", ours, "query"),
-        *_dense(f"{hf}.attention.self.key", ours, "key"),
-        *_dense(f"{hf}.attention.self.value", ours, "value"),
-        *_dense(f"{hf}.attention.output.dense", ours, "attention_output"),
-        *_layer_norm(f"{hf}.attention.output.LayerNorm", ours, "attention_layer_norm"),
-        *_dense(f"{hf}.intermediate.dense", ours, "intermediate"),
-        *_dense(f"{hf}.output.dense", ours, "output"),
-        *_layer_norm(f"{hf}.output.LayerNorm", ours, "output_layer_norm"),
+def _embeddings(config: EncoderConfig, prefix: str) -> list[Entry]:
+    width = config.token_size
+    sizes = {
+        "word_embeddings": config.vocab_size,
+        "position_embeddings": config.max_position_embeddings,
+    }
+    if config.family.token_types:
+        sizes["token_type_embeddings"] = config.type_vocab_size
+    hf, ours = f"{prefix}.embeddings", "embeddings"
+    table = [
+        Entry(f"{hf}.{name}.weight", (ours, name, "embedding"), (size, width))
+        for name, size in sizes.items()
     ]
+    table += _layer_norm(f"{hf}.LayerNorm", width, ours, "layer_norm")
+    if config.projects:
+        table += _dense(
+            f"{prefix}.embeddings_project", width, config.hidden_size, ours, "projection"
+        )
+    return table
+
+
+def _layer(config: EncoderConfig, names: Names, i: int) -> list[Entry]:
+    hidden, wide = config.hidden_size, config.intermediate_size
+    table = []
+    for part, theirs in names.layer.items():
+        hf, path = f"{names.prefix}.{names.layers}.{i}.{theirs}", (f"layer_{i}", part)
+        if part.endswith("layer_norm"):
+            table += _layer_norm(hf, hidden, *path)
+        else:
+            inputs = wide if part == "output" else hidden
+            table += _dense(hf, inputs, wide if part == "intermediate" else hidden, *path)
+    return table
 
 
 def key_table(config: DPBertConfig) -> list[Entry]:
     """One entry for each parameter of a model with this config."""
-    table = [
-        _embedding("word_embeddings"),
-        _embedding("position_embeddings"),
-        _embedding("token_type_embeddings"),
-        *_layer_norm("bert.embeddings.LayerNorm", "embeddings", "layer_norm"),
-        *(entry for i in range(config.encoder.num_hidden_layers) for entry in _layer(i)),
-        *_dense("bert.pooler.dense", "head", "pooler"),
-        *_dense("classifier", "head", "classifier"),
-    ]
+    encoder = config.encoder
+    names, hidden = NAMES[encoder.model_type], encoder.hidden_size
+    table = _embeddings(encoder, names.prefix)
+    if encoder.family.relative_attention:
+        shape = (encoder.relative_attention_num_buckets, encoder.num_attention_heads)
+        hf = f"{names.prefix}.encoder.relative_attention_bias.weight"
+        table.append(Entry(hf, (RELATIVE, "embedding"), shape))
+    table += [e for i in range(encoder.num_hidden_layers) for e in _layer(encoder, names, i)]
+    table += _dense(names.pooler, hidden, hidden, "head", "pooler")
+    table += _dense(names.classifier, hidden, encoder.num_labels, "head", "classifier")
     if config.planner:
-        table += [
-            *_dense("planner.input", "planner", "input"),
-            *_dense("planner.output", "planner", "output"),
-        ]
+        width = config.planner.hidden_size
+        table += _dense("planner.input", 2 * hidden + 1, width, "planner", "input")
+        table += _dense("planner.output", width, config.num_gates, "planner", "output")
     return table
 
 
-def canonical_hf_key(key: str) -> str | None:
-    """Today's name of a tensor in a published BERT checkpoint; None for what is no BERT weight.
+def leaf_at(params: Params, path: tuple[str, ...]) -> Any:
+    """A parameter by its path."""
+    return reduce(getitem, path, params)
 
-    Old checkpoints say gamma and beta; bare `BertModel` checkpoints lack the prefix `bert.`;
-    pre-training heads (`cls.*`) and position counters have no place in a classifier.
+
+def as_tree(flat: Mapping[tuple[str, ...], Any]) -> Params:
+    """Parameters by path, as a tree."""
+    tree: Params = {}
+    for path, leaf in flat.items():
+        reduce(lambda branch, name: branch.setdefault(name, {}), path[:-1], tree)[path[-1]] = leaf
+    return tree
+
+
+def layer_pattern(config: EncoderConfig) -> re.Pattern[str]:
+    """Of the name of a layer's tensor: what stands before the layer's number, it, the rest."""
+    names = NAMES[config.model_type]
+    return re.compile(rf"({re.escape(f'{names.prefix}.{names.layers}.')})(\d+)(\..+)")
+
+
+def canonical_hf_key(key: str, config: EncoderConfig) -> str | None:
+    """Today's name of a tensor in a published checkpoint; None for what no classifier has.
+
+    Old checkpoints say gamma and beta; those of a bare encoder lack the prefix; pretraining heads,
+    position counters, and a pooler that the family's classifiers do not read, are left out.
     """
-    if key.startswith("cls.") or key.endswith("position_ids"):
+    names = NAMES[config.model_type]
+    if key.startswith(_PRETRAINING) or key.endswith("position_ids"):
         return None
     key = key.removesuffix(".gamma") + ".weight" if key.endswith(".gamma") else key
     key = key.removesuffix(".beta") + ".bias" if key.endswith(".beta") else key
-    bare = key.startswith(("embeddings.", "encoder.", "pooler."))
-    return f"bert.{key}" if bare else key
+    key = f"{names.prefix}.{key}" if key.startswith(_BARE) else key
+    pooler = f"{names.prefix}.pooler."
+    return None if key.startswith(pooler) and not names.pooler.startswith(pooler) else key
+
+
+def of_encoder(key: str, config: EncoderConfig) -> bool:
+    """Whether a tensor's name is one of the encoder or the planner, and of no other head."""
+    return key.startswith((f"{NAMES[config.model_type].prefix}.", "planner."))
+
+
+# What one line of a list stands for: a layer, a part of the encoder, or all of another head.
+_PREFIXES = "|".join(sorted({names.prefix for names in NAMES.values()}))
+_PART = re.compile(
+    rf"(?:{_PREFIXES})\.(?:encoder|transformer)\.layer\.\d+|(?:{_PREFIXES})\.\w+|[^.]+"
+)
 
 
 def by_prefix(keys: Iterable[str]) -> str:

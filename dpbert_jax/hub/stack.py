@@ -6,7 +6,6 @@ The model was not pretrained at that depth: results of one are those of a *deriv
 
 import dataclasses
 import logging
-import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,9 +19,9 @@ from dpbert_jax.hub.folders import (
     read_tensors,
     resolve_folder,
 )
+from dpbert_jax.hub.keys import layer_pattern
 
 logger = logging.getLogger(__name__)
-LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,15 @@ def stack(args: StackArguments) -> None:
         raise UserError(f"{source} has a planner, which decides on its own layers: name a BERT.")
     folder = unused_folder(args.output_dir, "--output_dir")
     layers = config.encoder.num_hidden_layers
-    tensors = {}
-    for name, stored in read_tensors(source).items():
-        found, value = LAYER.fullmatch(name), stored.astype(np.float32)
+    tensors, pattern = {}, layer_pattern(config.encoder)
+    for name, stored in read_tensors(source, config.encoder).items():
+        found, value = pattern.fullmatch(name), stored.astype(np.float32)
         if found is None:
             tensors[name] = value
             continue
         for copy in range(args.times):
-            number = int(found[1]) + copy * layers
-            tensors[f"bert.encoder.layer.{number}.{found[2]}"] = value
+            number = int(found[2]) + copy * layers
+            tensors[f"{found[1]}{number}{found[3]}"] = value
     deeper = dataclasses.replace(config.encoder, num_hidden_layers=layers * args.times)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,17 +17,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.inference.in_graph import (
     default_chunk_size,
     encode_chunked,
     encode_cond,
     forward,
-    forward_masked,
 )
-from dpbert_jax.inference.packed import PIECE_TOKENS, make_packed
-from dpbert_jax.inference.path import PLANNED, Weights, prepare
-from dpbert_jax.policies.dpbert import DPBertOutput, Params
+from dpbert_jax.inference.packed import PIECE_TOKENS, Packed
+from dpbert_jax.inference.path import DPBertOutput, Weights, prepare, stem_of
+from dpbert_jax.policies.gates import FREE
+from dpbert_jax.policies.protocol import Planned, Policy
 from dpbert_jax.policies.rule import Rule
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Executor:
 
     name: str
     config: DPBertConfig
+    policy: Policy
     run: Run
     lower: Callable[..., Any] | None = None  # (batch, rule) -> lowered program; None: not one
 
@@ -69,7 +71,7 @@ class Executor:
                 plan that is no plan; or what comes out is not finite: no answer is made of it.
         """
         rows = check_batch(self.config, batch)
-        forced = forced_gates(self.config, layer_mask, rows)
+        forced = forced_gates(self.config, stem_of(self.config, self.policy), layer_mask, rows)
         inputs = {name: batch[name] for name in INPUTS}
         output = self.run(inputs, rule, forced)
         indices = batch.get("indices", np.arange(rows))  # of padding -1: no answer is made of it
@@ -100,10 +102,10 @@ def check_batch(config: DPBertConfig, batch: Mapping[str, np.ndarray]) -> int:
         raise UserError(
             f"A batch has {shape[0]} rows of {shape[1]} tokens: there is nothing to do."
         )
-    if shape[1] > config.encoder.max_position_embeddings:
+    if shape[1] > config.encoder.longest_input:
         raise UserError(
             f"A sequence has {shape[1]} tokens, but the model has positions for "
-            f"{config.encoder.max_position_embeddings}."
+            f"{config.encoder.longest_input}."
         )
     masked = np.flatnonzero(np.asarray(batch["attention_mask"])[:, 0] == 0)
     if len(masked):
@@ -111,10 +113,11 @@ def check_batch(config: DPBertConfig, batch: Mapping[str, np.ndarray]) -> int:
             f"Row {masked[0]}'s attention_mask begins with 0, but the first token is the one that "
             "is classified: pad on the right."
         )
-    for name, size, embedding in (
-        ("input_ids", config.encoder.vocab_size, "vocab_size"),
-        ("token_type_ids", config.encoder.type_vocab_size, "type_vocab_size"),
-    ):
+    embeddings = [("input_ids", config.encoder.vocab_size, "vocab_size")]
+    if config.encoder.family.token_types:
+        types = config.encoder.type_vocab_size
+        embeddings.append(("token_type_ids", types, "type_vocab_size"))
+    for name, size, embedding in embeddings:
         ids = np.asarray(batch[name])
         beyond = np.argwhere((ids < 0) | (ids >= size))
         if len(beyond):
@@ -132,10 +135,12 @@ def finite(output: DPBertOutput) -> Bool[np.ndarray, " B"]:
     return np.asarray(np.isfinite(every).all(axis=1))
 
 
-def forced_gates(config: DPBertConfig, layer_mask: np.ndarray | None, rows: int) -> np.ndarray:
-    """The gates [B, P] of a given plan [B, L]; all left to the planner where there is none."""
+def forced_gates(
+    config: DPBertConfig, stem: int, layer_mask: np.ndarray | None, rows: int
+) -> np.ndarray:
+    """The gates [B, P] of a given plan [B, L]; all left to the policy where there is none."""
     if layer_mask is None:
-        return np.full((rows, config.num_gates), PLANNED, np.float32)
+        return np.full((rows, config.encoder.num_hidden_layers - stem), FREE, np.float32)
     layer_mask = np.asarray(layer_mask, np.float32)
     wanted = (rows, config.encoder.num_hidden_layers)
     if layer_mask.shape != wanted:
@@ -147,14 +152,14 @@ def forced_gates(config: DPBertConfig, layer_mask: np.ndarray | None, rows: int)
             f"The plan's value for row {row}, layer {layer} is {layer_mask[row, layer]}, but must "
             "be 0 or 1."
         )
-    skipped = np.argwhere(layer_mask[:, : config.stem_layers] == 0)
+    skipped = np.argwhere(layer_mask[:, :stem] == 0)
     if len(skipped):
         row, layer = skipped[0]
         raise UserError(
-            f"The plan skips layer {layer} for row {row}, but the first {config.stem_layers} "
+            f"The plan skips layer {layer} for row {row}, but the first {stem} "
             "layer(s), which the planner reads, always run."
         )
-    return layer_mask[:, config.stem_layers :]
+    return layer_mask[:, stem:]
 
 
 def pick_executor(batch_size: int | None) -> str:
@@ -172,6 +177,7 @@ def make_executor(
     params: Params | Weights,
     dtype: DTypeLike = jnp.float32,
     *,
+    policy: Policy | None = None,
     chunk_size: int | None = None,
 ) -> Executor:
     """An executor by name; `pick_executor` gives the name for a batch size.
@@ -179,6 +185,7 @@ def make_executor(
     Args:
         params: the parameters, or, for all but `masked`, what `prepare` made of them: executors
             can then share it.
+        policy: who decides which layers run; default: the model's planner, if it has one.
         chunk_size: rows that `chunked` runs at once; default: by device and sequence length.
 
     Raises:
@@ -190,15 +197,17 @@ def make_executor(
         raise UserError(f"--chunk_size has no effect on the executor '{name}': leave it out.")
     if chunk_size is not None and chunk_size < 1:
         raise UserError(f"--chunk_size is {chunk_size}, but must be at least 1.")
-    platform = jax.default_backend()
+    platform, policy = jax.default_backend(), policy or Planned(config)
     if name == "masked":
+        forward_masked = _trained_form()
         weights: Any = jax.device_put(params)
-        program = jax.jit(partial(forward_masked, config, dtype))
+        program = jax.jit(partial(forward_masked, config, policy, dtype))
     else:
-        weights = params if isinstance(params, Weights) else prepare(config, params, dtype)
+        weights = params if isinstance(params, Weights) else prepare(config, policy, params, dtype)
         if name == "packed":
             tokens = PIECE_TOKENS.get(platform, PIECE_TOKENS["gpu"])
-            return Executor(name, config, make_packed(config, weights, dtype, tokens))
+            packed = Packed(config, policy, weights, dtype, tokens)
+            return Executor(name, config, policy, packed)
 
         def encode(encoder: Any, layers: Any, states: Any, bias: Any, gates: Any) -> Any:
             if name == "cond":
@@ -206,14 +215,27 @@ def make_executor(
             rows = chunk_size or default_chunk_size(platform, states.shape[2])
             return encode_chunked(encoder, layers, states, bias, gates, chunk_size=rows)
 
-        program = jax.jit(partial(forward, config, dtype, encode))
+        program = jax.jit(partial(forward, config, policy, dtype, encode))
 
     def run(batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray) -> DPBertOutput:
         return program(weights, **batch, rule=rule, forced=forced)
 
     def lower(batch: Mapping[str, np.ndarray], rule: Rule) -> Any:
-        forced = forced_gates(config, None, len(batch["input_ids"]))
+        stem = stem_of(config, policy)
+        forced = forced_gates(config, stem, None, len(batch["input_ids"]))
         inputs = {name: batch[name] for name in INPUTS}
         return program.lower(weights, **inputs, rule=rule, forced=forced)
 
-    return Executor(name, config, run, lower)
+    return Executor(name, config, policy, run, lower)
+
+
+def _trained_form() -> Any:
+    """The forward pass of the model that training differentiates, which alone needs Flax."""
+    try:
+        from dpbert_jax.inference.masked import forward_masked
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"The executor 'masked' needs {error.name}, not installed: "
+            "pip install 'dpbert-jax[train]'."
+        ) from error
+    return forward_masked

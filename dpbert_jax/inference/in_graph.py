@@ -1,12 +1,10 @@
-"""Executors that are one compiled program: `masked` (the reference), `cond` and `chunked`.
+"""Executors that are one compiled program and skip: `cond` and `chunked`.
 
 The program serves every plan, budget and rule. `cond` skips a layer that no row of the batch
 needs; `chunked` runs a layer on chunks of only those rows that need it.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +12,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig, EncoderConfig
+from dpbert_jax.encoder.attention import score_bias
+from dpbert_jax.encoder.embeddings import embed
 from dpbert_jax.encoder.inference_layer import LayerWeights, run_layer
-from dpbert_jax.encoder.modules import attention_bias
-from dpbert_jax.inference.path import Weights, choose, classify, decide, embed
-from dpbert_jax.policies.dpbert import DPBert, DPBertOutput, Params
-from dpbert_jax.policies.gates import layer_mask_of
+from dpbert_jax.inference.path import DPBertOutput, Weights, stem_of, walk
+from dpbert_jax.policies.protocol import Policy
 from dpbert_jax.policies.rule import Rule
 
 Encode = Callable[..., Array]
@@ -31,7 +29,7 @@ def encode_cond(
     config: EncoderConfig,
     layers: Sequence[LayerWeights],
     states: Float[Array, "D B S"],
-    bias: Float[Array, "B 1 1 S"],
+    bias: Float[Array, "B #H #S S"],
     gates: Float[Array, "B P"],
 ) -> Float[Array, "D B S"]:
     """One `lax.cond` a layer: it runs if any row needs it, and rows that do not keep their state.
@@ -57,7 +55,7 @@ def encode_chunked(
     config: EncoderConfig,
     layers: Sequence[LayerWeights],
     states: Float[Array, "D B S"],
-    bias: Float[Array, "B 1 1 S"],
+    bias: Float[Array, "B #H #S S"],
     gates: Float[Array, "B P"],
     *,
     chunk_size: int,
@@ -95,6 +93,7 @@ def encode_chunked(
 
 def forward(
     config: DPBertConfig,
+    policy: Policy,
     dtype: DTypeLike,
     encode: Encode,
     weights: Weights,
@@ -104,37 +103,31 @@ def forward(
     rule: Rule,
     forced: Float[Array, "B P"],
 ) -> DPBertOutput:
-    """The whole path of an input: stem, planner, hard plan, planned layers, head."""
-    states = embed(config, dtype, weights, input_ids, token_type_ids).transpose(2, 0, 1)
-    bias = attention_bias(attention_mask)
-    for layer in weights.layers[: config.stem_layers]:
-        states = run_layer(config.encoder, layer, states, bias)
-    gates, gate_logits = decide(
-        config, weights, states.transpose(1, 2, 0), attention_mask, rule, forced
+    """The whole path of an input: embeddings, stem, looks and the layers between them, answer."""
+    encoder = config.encoder
+    states = embed(encoder, weights.embeddings, input_ids, token_type_ids, dtype)
+    states = states.transpose(2, 0, 1)
+    bias = score_bias(encoder, weights.relative, attention_mask)
+    for layer in weights.layers[: stem_of(config, policy)]:
+        states = run_layer(encoder, layer, states, bias)
+
+    def run(first: int, last: int, states: Array, gates: Array) -> Array:
+        return encode(encoder, weights.layers[first:last], states, bias, gates)
+
+    states, layer_mask, carry = walk(
+        config,
+        policy,
+        weights.policy,
+        states,
+        lambda states: states.transpose(1, 2, 0),
+        run,
+        attention_mask,
+        rule,
+        forced,
     )
-    states = encode(config.encoder, weights.layers[config.stem_layers :], states, bias, gates)
-    logits = classify(config, dtype, weights, states[:, :, 0].T)
-    return DPBertOutput(logits, layer_mask_of(gates, config.stem_layers), gate_logits)
-
-
-def forward_masked(
-    config: DPBertConfig,
-    dtype: DTypeLike,
-    params: Params,
-    input_ids: Int[Array, "B S"],
-    attention_mask: Int[Array, "B S"],
-    token_type_ids: Int[Array, "B S"],
-    rule: Rule,
-    forced: Float[Array, "B P"],
-) -> DPBertOutput:
-    """The same path by the model that is trained: computes every layer and mixes by the gates."""
-    apply: Any = partial(DPBert(config, dtype).apply, {"params": params})
-    states = apply(input_ids, attention_mask, token_type_ids, method="stem")
-    gate_logits = apply(states, attention_mask, method="plan")
-    gates = choose(config, gate_logits, rule, forced)
-    states = [states, *apply(states, attention_mask, gates, method="encode")]
-    _, logits = apply(states[-1], method="pool")
-    return DPBertOutput(logits, layer_mask_of(gates, config.stem_layers), gate_logits)
+    first_token = states[:, :, 0].T
+    logits, gate_logits = policy.finish(weights.policy, weights.head, first_token, dtype, carry)
+    return DPBertOutput(logits, layer_mask, gate_logits)
 
 
 def default_chunk_size(platform: str, sequence_length: int) -> int:

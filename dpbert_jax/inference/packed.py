@@ -1,4 +1,4 @@
-"""The executor `packed`: the host reads the plan once, and each layer runs on what needs it only.
+"""The executor `packed`: the host reads the plan, and each layer runs on what needs it only.
 
 The batch may be of any size and its rows of any lengths: every layer's rows are packed into tiles
 without padding between them (`inference.tiles`), so that a batch of several hundred unsorted rows
@@ -6,8 +6,9 @@ costs little more than its real tokens times the layers that they run. The jitte
 weights as an argument: it is compiled once for each number of tiles and serves all layers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig, EncoderConfig
+from dpbert_jax.encoder.attention import relative_bias
+from dpbert_jax.encoder.embeddings import embed, positions_of
 from dpbert_jax.encoder.inference_layer import LayerWeights, run_layer
-from dpbert_jax.inference.path import Weights, classify, decide, embed
+from dpbert_jax.encoder.operations import Params
+from dpbert_jax.inference.path import DPBertOutput, Weights, segments, stem_of
 from dpbert_jax.inference.tiles import Tiles, make_tiles, split_tiles, tile_width
-from dpbert_jax.policies.dpbert import DPBertOutput
-from dpbert_jax.policies.gates import layer_mask_of
+from dpbert_jax.policies.protocol import Policy
 from dpbert_jax.policies.rule import Rule
 
 # Tokens in the largest piece: more leave a CPU's caches, fewer leave an accelerator idle.
@@ -34,110 +37,143 @@ def run_tiles(
     states: Float[Array, "T D"],
     tokens: Int[Array, "N W"],
     rows: Int[Array, "N W"],
+    relative: Params,
 ) -> Float[Array, "T D"]:
     """One layer on the tokens of some tiles; all other tokens keep their state.
 
-    A token attends to the tokens of its own row.
+    A token attends to the tokens of its own row, which lie side by side: so a bias by distance is
+    that of the places in the tile.
     """
     tiles = states.at[tokens].get(mode="fill", fill_value=0)  # [N, W, D]
     alien = rows[:, None, :, None] != rows[:, None, None, :]
-    bias = jnp.where(alien, jnp.finfo(jnp.float32).min, 0.0)  # [N, 1, W, W]
+    own: Any = 0.0
+    if config.family.relative_attention:
+        own = relative_bias(config, relative, tokens.shape[1])
+    bias = jnp.where(alien, jnp.finfo(jnp.float32).min, own)  # [N, 1 or H, W, W]
     output = run_layer(config, weights, tiles.transpose(2, 0, 1), bias)
     # The position of an empty slot is out of range: its output is dropped.
     return states.at[tokens].set(output.transpose(1, 2, 0), mode="drop")
 
 
-def make_packed(
-    config: DPBertConfig, weights: Weights, dtype: DTypeLike, piece_tokens: int
-) -> Callable[[Mapping[str, np.ndarray], Rule, np.ndarray], DPBertOutput]:
+class Packed:
     """A function (batch, rule, forced) -> output.
 
     The first batch of a shape [B, S] fixes the width of its tiles, and compiles the layer for
     every number of tiles that a later batch of that shape can need.
     """
-    layer = jax.jit(partial(run_tiles, config.encoder), donate_argnums=1)
-    widths: dict[tuple[int, int], int] = {}
 
-    @partial(jax.jit, static_argnums=0)
-    def empty(size: int) -> Array:
-        return jnp.zeros((size, config.encoder.hidden_size), dtype)
+    def __init__(
+        self,
+        config: DPBertConfig,
+        policy: Policy,
+        weights: Weights,
+        dtype: DTypeLike,
+        piece_tokens: int,
+    ) -> None:
+        self._config, self._policy, self._weights = config, policy, weights
+        self._piece_tokens = piece_tokens
+        self._widths: dict[tuple[int, int], int] = {}  # of tiles, by the batch's shape
+        encoder = config.encoder
 
-    @partial(jax.jit, donate_argnums=1)
-    def embed_tiles(
-        weights: Weights, states: Array, tokens: Array, ids: Array, types: Array, positions: Array
-    ) -> Array:
-        output = embed(config, dtype, weights, ids, types, positions)
-        return states.at[tokens].set(output, mode="drop")
+        def embed_tiles(
+            weights: Params, states: Array, tokens: Array, ids: Array, types: Array, places: Array
+        ) -> Array:
+            output = embed(encoder, weights, ids, types, dtype, position_ids=places)
+            return states.at[tokens].set(output, mode="drop")
 
-    @jax.jit
-    def plan(
-        weights: Weights, states: Array, attention_mask: Array, rule: Rule, forced: Array
-    ) -> tuple[Array, Array]:
-        states = states.reshape(*attention_mask.shape, -1)
-        return decide(config, weights, states, attention_mask, rule, forced)
+        def look(number: int, weights: Params, states: Array, mask: Array, *about: Any) -> Any:
+            rows = states.reshape(*mask.shape, -1)
+            return policy.look(number, weights, rows, mask, *about)
 
-    @partial(jax.jit, static_argnums=2)
-    def finish(weights: Weights, states: Array, rows: int) -> Array:
-        return classify(config, dtype, weights, states.reshape(rows, -1, states.shape[-1])[:, 0])
+        def finish(rows: int, policy_weights: Params, head: Params, states: Array, carry: Any):
+            first = states.reshape(rows, -1, states.shape[-1])[:, 0]
+            return policy.finish(policy_weights, head, first, dtype, carry)
 
-    def largest_piece(width: int) -> int:
-        return 1 << (max(piece_tokens // width, 1).bit_length() - 1)
+        self._empty = jax.jit(
+            lambda size: jnp.zeros((size, encoder.hidden_size), dtype), static_argnums=0
+        )
+        self._embed = jax.jit(embed_tiles, donate_argnums=1)
+        self._layer = jax.jit(partial(run_tiles, encoder), donate_argnums=1)
+        self._begin = jax.jit(policy.begin, static_argnums=0)
+        self._look = jax.jit(look, static_argnums=0)
+        self._finish = jax.jit(finish, static_argnums=0)
 
-    def compile_shape(mask: np.ndarray) -> None:
-        """Runs embeddings and layer for every size of a piece, on no token at all."""
-        width = widths[mask.shape] = tile_width(config.encoder, mask.sum(axis=1), mask.shape[1])
-        states, size = empty(mask.size), largest_piece(width)
-        while size:
-            nothing = np.full((size, width), mask.size, np.int32)
-            zeros = np.zeros_like(nothing)
-            states = embed_tiles(weights, states, nothing, zeros, zeros, zeros)
-            states = layer(weights.layers[0], states, nothing, zeros - 1)
-            size //= 2
+    def __call__(
+        self, batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray
+    ) -> DPBertOutput:
+        batch = {name: np.asarray(array, np.int32) for name, array in batch.items()}
+        mask, weights = batch["attention_mask"], self._weights
+        if mask.shape not in self._widths:
+            self._compile_shape(mask)
+        tiles = TilesByRows(mask, self._widths[mask.shape])
+        every = tiles.of(np.arange(len(mask)))
+        states = self._embedded(batch, every)
+        stem = stem_of(self._config, self._policy)
+        for layer in weights.layers[:stem]:
+            states = self._run(layer, states, every)
+        carry, plan = self._begin(len(mask)), [np.ones((len(mask), stem), np.float32)]
+        for look, first, last, columns in segments(self._config, self._policy):
+            about = (mask, rule, forced[:, columns], carry)
+            decided, carry = self._look(look, weights.policy, states, *about)
+            gates = np.asarray(decided)  # here the host waits for the device
+            plan.append(gates)
+            for layer, gate in zip(weights.layers[first:last], gates.T, strict=True):
+                rows = np.flatnonzero(gate > 0)
+                if len(rows):
+                    states = self._run(layer, states, tiles.of(rows))
+        answer = self._finish(len(mask), weights.policy, weights.head, states, carry)
+        logits, gate_logits = answer
+        return DPBertOutput(logits, jnp.asarray(np.concatenate(plan, axis=1)), gate_logits)
 
-    def pieces(tiles: Tiles) -> Iterator[slice]:
+    def _embedded(self, batch: Mapping[str, np.ndarray], tiles: Tiles) -> Array:
+        """Embeddings of the real tokens; what is padding stays zero."""
+        ids = batch["input_ids"]
+        at = np.minimum(tiles.tokens, ids.size - 1)  # an empty slot computes something: dropped
+        places = np.broadcast_to(positions_of(self._config.encoder, ids), ids.shape)
+        about = [array.ravel()[at] for array in (ids, batch["token_type_ids"], places)]
+        states = self._empty(ids.size)
+        for p in self._pieces(tiles):
+            inputs = (tiles.tokens[p], *(array[p] for array in about))
+            states = self._embed(self._weights.embeddings, states, *inputs)
+        return states
+
+    def _run(self, layer: LayerWeights, states: Array, tiles: Tiles) -> Array:
+        for p in self._pieces(tiles):
+            tile = (tiles.tokens[p], tiles.rows[p])
+            states = self._layer(layer, states, *tile, self._weights.relative)
+        return states
+
+    def _pieces(self, tiles: Tiles) -> Iterator[slice]:
         start = 0
-        for size in split_tiles(len(tiles.tokens), largest_piece(tiles.tokens.shape[1])):
+        for size in split_tiles(len(tiles.tokens), self._largest_piece(tiles.tokens.shape[1])):
             yield slice(start, start + size)
             start += size
 
-    def run(weights: LayerWeights, states: Array, tiles: Tiles) -> Array:
-        for piece in pieces(tiles):
-            states = layer(weights, states, tiles.tokens[piece], tiles.rows[piece])
-        return states
+    def _largest_piece(self, width: int) -> int:
+        return 1 << (max(self._piece_tokens // width, 1).bit_length() - 1)
 
-    def begin(batch: Mapping[str, np.ndarray], tiles: Tiles) -> Array:
-        """Embeddings of the real tokens; what is padding stays zero."""
-        size, length = batch["input_ids"].size, batch["input_ids"].shape[1]
-        at = np.minimum(tiles.tokens, size - 1)  # an empty slot computes something, and drops it
-        ids, types = (batch[name].ravel()[at] for name in ("input_ids", "token_type_ids"))
-        positions = at % length
-        states = empty(size)
-        for p in pieces(tiles):
-            states = embed_tiles(weights, states, tiles.tokens[p], ids[p], types[p], positions[p])
-        return states
+    def _compile_shape(self, mask: np.ndarray) -> None:
+        """Runs embeddings and layer for every size of a piece, on no token at all."""
+        width = tile_width(self._config.encoder, mask.sum(axis=1), mask.shape[1])
+        self._widths[mask.shape] = width
+        weights, states, size = self._weights, self._empty(mask.size), self._largest_piece(width)
+        while size:
+            nothing = np.full((size, width), mask.size, np.int32)
+            zeros = np.zeros_like(nothing)
+            states = self._embed(weights.embeddings, states, nothing, zeros, zeros, zeros)
+            states = self._layer(weights.layers[0], states, nothing, zeros - 1, weights.relative)
+            size //= 2
 
-    def execute(batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray) -> DPBertOutput:
-        batch = {name: np.asarray(array, np.int32) for name, array in batch.items()}
-        mask = batch["attention_mask"]
-        if mask.shape not in widths:
-            compile_shape(mask)
-        width = widths[mask.shape]
-        every = make_tiles(mask, np.arange(len(mask)), width)
-        states = begin(batch, every)
-        for layer_weights in weights.layers[: config.stem_layers]:
-            states = run(layer_weights, states, every)
-        gates, gate_logits = plan(weights, states, mask, rule, forced)
-        needed = np.asarray(gates) > 0  # the one time that the host waits for the device
-        known: dict[bytes, Tiles] = {}
-        for i, layer_weights in enumerate(weights.layers[config.stem_layers :]):
-            rows = np.flatnonzero(needed[:, i])
-            if not len(rows):
-                continue
-            key = rows.tobytes()  # many layers are run by the same rows
-            if key not in known:
-                known[key] = make_tiles(mask, rows, width)
-            states = run(layer_weights, states, known[key])
-        logits = finish(weights, states, len(mask))
-        return DPBertOutput(logits, layer_mask_of(gates, config.stem_layers), gate_logits)
 
-    return execute
+class TilesByRows:
+    """Tiles of a batch's rows, each set of rows packed once: many layers are run by the same."""
+
+    def __init__(self, attention_mask: np.ndarray, width: int) -> None:
+        self._mask, self._width = attention_mask, width
+        self._known: dict[bytes, Tiles] = {}
+
+    def of(self, rows: np.ndarray) -> Tiles:
+        key = rows.tobytes()
+        if key not in self._known:
+            self._known[key] = make_tiles(self._mask, rows, self._width)
+        return self._known[key]

@@ -1,6 +1,7 @@
-"""What the skipping executors share: prepared weights, and an input's path around the layers."""
+"""What the skipping executors share: prepared weights, and an input's path from look to look."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,87 +9,90 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.attention import RELATIVE
 from dpbert_jax.encoder.inference_layer import LayerWeights, prepare_layer
-from dpbert_jax.encoder.modules import Embeddings, Head
-from dpbert_jax.policies.dpbert import Params
-from dpbert_jax.policies.gates import hard_gates
-from dpbert_jax.policies.planner import Planner
+from dpbert_jax.encoder.operations import Params
+from dpbert_jax.policies.protocol import Carry, Policy
 from dpbert_jax.policies.rule import Rule
 
-PLANNED = -1.0  # in a forced plan: the planner decides
+
+class DPBertOutput(NamedTuple):
+    """logits [B, C] float32; layer_mask [B, L], 1 = run; gate_logits [B, P], P = L - stem."""
+
+    logits: Array
+    layer_mask: Array
+    gate_logits: Array
 
 
 class Weights(NamedTuple):
-    """A model's weights on the device, layers in the layout of `inference.layer`."""
+    """A model's weights on the device, layers in the layout of `encoder.inference_layer`."""
 
     embeddings: Params
+    relative: Params  # of attention's bias by distance; empty where there is none
     layers: tuple[LayerWeights, ...]  # all L, stem first
-    planner: Params  # empty where there is none
-    head: Params
+    policy: Params
+    head: Params  # empty where the policy has the last word
 
 
-def prepare(config: DPBertConfig, params: Params, dtype: DTypeLike) -> Weights:
+def prepare(config: DPBertConfig, policy: Policy, params: Params, dtype: DTypeLike) -> Weights:
     """Lays out the parameters for inference, once; the caller's are left alone."""
     layers = range(config.encoder.num_hidden_layers)
     return jax.device_put(
         Weights(
             params["embeddings"],
+            params.get(RELATIVE, {}),
             tuple(prepare_layer(config.encoder, params[f"layer_{i}"], dtype) for i in layers),
-            params.get("planner", {}),
-            params["head"],
+            policy.weights(params),
+            params.get("head", {}),
         )
     )
 
 
-def embed(
-    config: DPBertConfig,
-    dtype: DTypeLike,
-    weights: Weights,
-    input_ids: Int[Array, "B S"],
-    token_type_ids: Int[Array, "B S"],
-    position_ids: Int[Array, "B S"] | None = None,
-) -> Float[Array, "B S D"]:
-    """What the first layer reads."""
-    module: Any = Embeddings(config.encoder, dtype)
-    variables = {"params": weights.embeddings}
-    return module.apply(variables, input_ids, token_type_ids, position_ids=position_ids)
+class Segment(NamedTuple):
+    """A look, and the layers `first` .. `last` - 1 that it decides on."""
+
+    look: int
+    first: int
+    last: int
+    gates: slice  # of a plan's gates [B, P]
 
 
-def decide(
+def stem_of(config: DPBertConfig, policy: Policy) -> int:
+    """Layers that run for every input."""
+    return policy.looks[0] if policy.looks else config.encoder.num_hidden_layers
+
+
+def segments(config: DPBertConfig, policy: Policy) -> list[Segment]:
+    """The looks of a policy, in their order."""
+    stem, ends = stem_of(config, policy), [*policy.looks, config.encoder.num_hidden_layers][1:]
+    return [
+        Segment(number, first, last, slice(first - stem, last - stem))
+        for number, (first, last) in enumerate(zip(policy.looks, ends, strict=True))
+    ]
+
+
+def walk(
     config: DPBertConfig,
-    weights: Weights,
-    stem_states: Float[Array, "B S D"],
+    policy: Policy,
+    weights: Params,
+    states: Array,
+    as_rows: Callable[[Array], Float[Array, "B S D"]],
+    run: Callable[[int, int, Array, Float[Array, "B N"]], Array],
     attention_mask: Int[Array, "B S"],
     rule: Rule,
     forced: Float[Array, "B P"],
-) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
-    """Gates and gate logits.
+) -> tuple[Array, Float[Array, "B L"], Carry]:
+    """From the stem's output to the last states, the plan, and what the policy took along.
 
-    The planner runs also where a forced gate overrules it, so that a forced plan costs what one of
-    the planner's own does.
+    `run(first, last, states, gates)` runs layers by their gates; `as_rows` shows a policy the
+    states.
     """
-    if config.planner is None:
-        nothing = jnp.zeros((stem_states.shape[0], 0))
-        return nothing, nothing
-    module: Any = Planner(config.planner, config.num_gates)
-    gate_logits = module.apply({"params": weights.planner}, stem_states, attention_mask)
-    return choose(config, gate_logits, rule, forced), gate_logits
-
-
-def choose(
-    config: DPBertConfig,
-    gate_logits: Float[Array, "B P"],
-    rule: Rule,
-    forced: Float[Array, "B P"],
-) -> Float[Array, "B P"]:
-    """The rule's gates, but for those that are forced."""
-    gates = hard_gates(gate_logits, rule.threshold, rule.top_k, config.min_gates)
-    return jnp.where(forced == PLANNED, gates, forced)
-
-
-def classify(
-    config: DPBertConfig, dtype: DTypeLike, weights: Weights, first: Float[Array, "B D"]
-) -> Float[Array, "B C"]:
-    """Logits from the first token's state."""
-    module: Any = Head(config.encoder, dtype)
-    return module.apply({"params": weights.head}, first[:, None])[1]
+    rows = attention_mask.shape[0]
+    carry, plan = policy.begin(rows), [jnp.ones((rows, stem_of(config, policy)))]
+    for look, first, last, columns in segments(config, policy):
+        gates, carry = policy.look(
+            look, weights, as_rows(states), attention_mask, rule, forced[:, columns], carry
+        )
+        states = run(first, last, states, gates)
+        plan.append(gates)
+    return states, jnp.concatenate(plan, axis=1), carry

@@ -1,7 +1,7 @@
 """DPBERT: stem, planner, planned layers, head; its methods are the stages of an input's path."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,35 +10,44 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.attention import score_bias
+from dpbert_jax.encoder.embeddings import embed
+from dpbert_jax.encoder.head import classify
 from dpbert_jax.encoder.modules import (
-    DropoutKeys,
     Embeddings,
     Head,
     Layer,
-    attention_bias,
-    fold_rows,
+    affine,
     masked_layers,
+    relative_attention,
 )
-from dpbert_jax.policies.planner import Planner
+from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
+from dpbert_jax.policies.planner import gate_logits
 
-Params = dict[str, Any]
 
+class Planner(nn.Module):
+    """The parameters of `planner.judge`."""
 
-class DPBertOutput(NamedTuple):
-    """logits [B, C] float32; layer_mask [B, L], 1 = run; gate_logits [B, P], P = L - stem."""
+    config: DPBertConfig
 
-    logits: Array
-    layer_mask: Array
-    gate_logits: Array
+    @nn.compact
+    def __call__(self) -> Params:
+        planner = self.config.planner
+        assert planner is not None
+        read, width = 2 * self.config.encoder.hidden_size + 1, planner.hidden_size
+        return {
+            "input": affine(read, width, 1.0, "input")(),
+            "output": affine(width, self.config.num_gates, 0.1, "output")(),
+        }
 
 
 class DPBert(nn.Module):
-    """BERT for sequence classification or regression whose layers a planner chooses.
+    """An encoder for sequence classification or regression whose layers a planner chooses.
 
-    Parameters are one subtree a part: `embeddings`, `layer_0` .. `layer_{L-1}`, `head`, and
-    `planner` where the config has one. Layers are never stacked: a skipped layer's weights are
-    then never touched. With `gradient_checkpointing` the backward pass computes each layer's inside
-    anew from its input: less memory, more time.
+    Parameters are one subtree a part: `embeddings`, `layer_0` .. `layer_{L-1}`, `head`, and where
+    the config has them `planner` and `relative_attention_bias`. Layers are never stacked: a skipped
+    layer's weights are then never touched. With `gradient_checkpointing` the backward pass computes
+    each layer's inside anew from its input: less memory, more time.
     """
 
     config: DPBertConfig
@@ -47,14 +56,20 @@ class DPBert(nn.Module):
 
     def setup(self) -> None:
         encoder = self.config.encoder
-        self.embeddings = Embeddings(encoder, self.dtype)
+        self.embeddings = Embeddings(encoder)
         make: Any = nn.remat(Layer) if self.gradient_checkpointing else Layer
         self.layers = [
             make(encoder, self.dtype, name=f"layer_{i}") for i in range(encoder.num_hidden_layers)
         ]
-        self.head = Head(encoder, self.dtype)
+        self.head = Head(encoder)
+        self.relative_attention_bias = relative_attention(encoder)
         if self.config.planner:
-            self.planner = Planner(self.config.planner, self.config.num_gates)
+            self.planner = Planner(self.config)
+
+    def score_bias(self, attention_mask: Int[Array, "B S"]) -> Float[Array, "B #H #S S"]:
+        """What is added to the attention scores of every layer."""
+        relative = self.relative_attention_bias
+        return score_bias(self.config.encoder, relative() if relative else {}, attention_mask)
 
     def stem(
         self,
@@ -64,8 +79,10 @@ class DPBert(nn.Module):
         dropout_keys: DropoutKeys = None,
     ) -> Float[Array, "B S D"]:
         """Embeddings and the layers that always run."""
-        states = self.embeddings(input_ids, token_type_ids, fold_rows(dropout_keys, 0))
-        bias = attention_bias(attention_mask)
+        keys = fold_rows(dropout_keys, 0)
+        weights, encoder = self.embeddings(), self.config.encoder
+        states = embed(encoder, weights, input_ids, token_type_ids, self.dtype, dropout_keys=keys)
+        bias = self.score_bias(attention_mask)
         for i, layer in enumerate(self.layers[: self.config.stem_layers]):
             states = layer(states, bias, fold_rows(dropout_keys, 1 + i))
         return states
@@ -76,9 +93,8 @@ class DPBert(nn.Module):
         attention_mask: Int[Array, "B S"],
     ) -> Float[Array, "B P"]:
         """Gate logits of the planned layers; of shape [B, 0] where there is no planner."""
-        if self.config.planner is None:
-            return jnp.zeros((stem_states.shape[0], 0))
-        return self.planner(stem_states, attention_mask)
+        planner = self.planner() if self.config.planner else {}
+        return gate_logits(self.config, planner, stem_states, attention_mask)
 
     def encode(
         self,
@@ -90,14 +106,15 @@ class DPBert(nn.Module):
         """The planned layers, all computed and mixed by the gates; the states after each."""
         first = self.config.stem_layers
         keys = [fold_rows(dropout_keys, 1 + i) for i in range(first, len(self.layers))]
-        bias = attention_bias(attention_mask)
+        bias = self.score_bias(attention_mask)
         return masked_layers(self.layers[first:], stem_states, bias, gates, keys)
 
     def pool(
         self, hidden_states: Float[Array, "B S D"], dropout_keys: DropoutKeys = None
     ) -> tuple[Float[Array, "B D"], Float[Array, "B C"]]:
         """Pooled output and logits."""
-        return self.head(hidden_states, fold_rows(dropout_keys, 1 + len(self.layers)))
+        keys = fold_rows(dropout_keys, 1 + len(self.layers))
+        return classify(self.config.encoder, self.head(), hidden_states[:, 0], self.dtype, keys)
 
     def __call__(
         self,

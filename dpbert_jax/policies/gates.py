@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from dpbert_jax.policies.rule import Rule
+
 
 def relaxed_gates(
     gate_logits: Float[Array, "B P"], noise: Float[Array, "B P"], temperature: float | Array
@@ -111,6 +113,20 @@ def hard_gates(
     rank = jnp.argsort(order, axis=-1, stable=True)
     passes = (gate_logits >= threshold) | (rank < min_gates)
     return (passes & (rank < top_k)).astype(jnp.float32)
+
+
+FREE = -1.0  # among forced gates: left to the policy
+
+
+def choose_gates(
+    gate_logits: Float[Array, "B P"],
+    rule: Rule,
+    forced: Float[Array, "B P"],
+    min_gates: int,
+) -> Float[Array, "B P"]:
+    """The rule's gates, but for those that are forced to 0 or 1."""
+    gates = hard_gates(gate_logits, rule.threshold, rule.top_k, min_gates)
+    return jnp.where(forced == FREE, gates, forced)
 
 
 def layer_mask_of(gates: Float[Array, "B P"], stem_layers: int) -> Float[Array, "B L"]:

@@ -10,48 +10,39 @@ never falls as the budget rises. A planner that read the budget as well was no b
 (docs/experiments.md).
 """
 
-from typing import Any
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig, PlannerConfig
+from dpbert_jax.encoder.operations import Params, dense
 
 
-class Planner(nn.Module):
-    """A two-layer perceptron; under 0.1 % of a BERT's FLOPs.
+def gate_logits(
+    config: DPBertConfig,
+    planner: Params,
+    hidden_states: Float[Array, "B S D"],
+    attention_mask: Int[Array, "B S"],
+) -> Float[Array, "B P"]:
+    """The planner's logits of the planned layers; [B, 0] where the model has none."""
+    if config.planner is None:
+        return jnp.zeros((hidden_states.shape[0], 0))
+    return judge(config, planner, planner_features(hidden_states, attention_mask))
+
+
+def judge(
+    config: DPBertConfig, planner: Params, features: Float[Array, "N F"]
+) -> Float[Array, "N P"]:
+    """Gate logits from what the planner reads: a two-layer perceptron, under 0.1 % of the FLOPs.
 
     Adam moves every weight by about its rate, so a unit moves by the rate times the sum of its
     inputs' sizes. Inputs are therefore scaled to unit norm: with a thousand inputs of size 1, the
     planner's high rate drove all units into saturation within a few steps.
     """
-
-    config: PlannerConfig
-    num_gates: int
-
-    def setup(self) -> None:
-        unit, small = nn.initializers.normal(1.0), nn.initializers.normal(0.1)
-        self.input = nn.Dense(self.config.hidden_size, kernel_init=unit)
-        self.output = nn.Dense(self.num_gates, kernel_init=small)
-
-    def __call__(
-        self, hidden_states: Float[Array, "B S D"], attention_mask: Int[Array, "B S"]
-    ) -> Float[Array, "B P"]:
-        return self.judge(summarise(hidden_states, attention_mask))
-
-    def judge(self, features: Float[Array, "B F"]) -> Float[Array, "B P"]:
-        """Gate logits from what `summarise` reads of an input."""
-        hidden = nn.tanh(self.input(features)) * self.config.hidden_size**-0.5
-        return bounded(self.config, self.output(hidden))
-
-
-def judge(config: DPBertConfig, planner: Any, features: Float[Array, "N F"]) -> Float[Array, "N P"]:
-    """A planner's gate logits, from its parameters and what it reads."""
     assert config.planner is not None
-    module: Any = Planner(config.planner, config.num_gates)
-    return module.apply({"params": planner}, features, method="judge")
+    hidden = jnp.tanh(dense(planner["input"], features, jnp.float32))
+    hidden = hidden * config.planner.hidden_size**-0.5
+    return bounded(config.planner, dense(planner["output"], hidden, jnp.float32))
 
 
 def bounded(config: PlannerConfig, logits: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -59,7 +50,7 @@ def bounded(config: PlannerConfig, logits: Float[Array, "..."]) -> Float[Array, 
     return config.logit_bound * jnp.tanh(logits / config.logit_bound)
 
 
-def summarise(
+def planner_features(
     hidden_states: Float[Array, "B S D"], attention_mask: Int[Array, "B S"]
 ) -> Float[Array, "B F"]:
     """What the planner reads of an input; F = 2 D + 1, float32."""

@@ -1,14 +1,36 @@
-"""Plan rules: from the budget that a user asks for to the numbers that decide a plan."""
+"""Plan rules: from the budget that a user asks for to the numbers that decide a plan.
 
-from typing import Literal, NamedTuple, get_args
+What follows from a model is the `RuleTable`; the forms of the rule in JAX (`resolve_rule`,
+`traced_rule`), ONNX (`export.onnx_rule`) and PyTorch (`export.remote`) are held to it by tests.
+"""
 
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.errors import UserError
 
 PlanRule = Literal["threshold", "top_k"]
 PLAN_RULES: tuple[str, ...] = get_args(PlanRule)
+
+
+# Of a number of layers, so that 0.7 * 10 = 6.999... is 7: more than float32 loses.
+DEPTH_TOLERANCE = 1e-5
+
+
+class RuleTable(NamedTuple):
+    """What turns a budget into a depth or a threshold, of one model."""
+
+    low: float  # budgets are held to low .. high; 1 and more runs all layers
+    high: float
+    layers: int  # L
+    stem_layers: int
+    min_gates: int  # planned layers that pass any threshold
+    budgets: tuple[float, ...]  # ascending; the thresholds between are linear
+    thresholds: tuple[float, ...]
 
 
 class Rule(NamedTuple):
@@ -69,17 +91,52 @@ def resolve_rule(config: DPBertConfig, budget: float, plan_rule: str = "threshol
     if plan_rule not in PLAN_RULES:
         raise UserError(f"--plan_rule is '{plan_rule}', but must be one of {list(PLAN_RULES)}.")
     budget = float(budget)  # a numpy number has a type of its own, and would compile once more
-    if budget == 1:  # all layers, whatever the logits say
+    if config.planner is None or budget == 1:  # all layers, whatever the logits say
         return Rule(1.0, -np.inf, config.num_gates)
+    table = rule_table(config, plan_rule)
     if plan_rule == "top_k":
-        # The tolerance keeps 0.7 * 10 = 6.999... from losing a layer.
-        layers = int(budget * config.encoder.num_hidden_layers + 1e-6)
-        return Rule(budget, -np.inf, layers - config.stem_layers)
+        depth = int(budget * table.layers + DEPTH_TOLERANCE)
+        return Rule(budget, -np.inf, depth - table.stem_layers)
+    threshold = float(np.interp(budget, table.budgets, table.thresholds))
+    return Rule(budget, threshold, config.num_gates)
+
+
+def rule_table(config: DPBertConfig, plan_rule: str) -> RuleTable:
+    """The table of a model with a planner.
+
+    Raises:
+        UserError: the rule is `threshold` and the model was never calibrated.
+    """
+    assert config.planner is not None
     calibration = config.calibration
-    if calibration is None:
+    if calibration is None and plan_rule == "threshold":
         raise UserError(
             "This model has no thresholds for --plan_rule threshold: find them with "
             "`eval.py --calibrate SPLIT`, or use --plan_rule top_k."
         )
-    threshold = float(np.interp(budget, calibration.budgets, calibration.thresholds))
-    return Rule(budget, threshold, config.num_gates)
+    return RuleTable(
+        config.planner.min_budget,
+        config.planner.max_budget,
+        config.encoder.num_hidden_layers,
+        config.stem_layers,
+        config.min_gates,
+        calibration.budgets if calibration else (),
+        calibration.thresholds if calibration else (),
+    )
+
+
+def traced_rule(config: DPBertConfig, budget: Float[Array, ""], plan_rule: str) -> Rule:
+    """`resolve_rule` for a budget that is known only when the program runs."""
+    asked: Any = budget
+    every = config.num_gates
+    if config.planner is None:
+        return Rule(asked, -jnp.inf, every)
+    table, full = rule_table(config, plan_rule), budget >= 1
+    if plan_rule == "top_k":
+        inside = jnp.clip(budget, table.low, table.high)
+        depth = jnp.floor(inside * table.layers + DEPTH_TOLERANCE)
+        gates: Any = jnp.where(full, every, depth - table.stem_layers)
+        return Rule(asked, -jnp.inf, gates)
+    grid = (jnp.array(table.budgets), jnp.array(table.thresholds))
+    threshold: Any = jnp.where(full, -jnp.inf, jnp.interp(budget, *grid))
+    return Rule(asked, threshold, every)

@@ -26,18 +26,14 @@ from scipy.special import entr, expit, log_softmax
 
 from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.encoder.attention import RELATIVE, score_bias
+from dpbert_jax.encoder.embeddings import embed
 from dpbert_jax.encoder.flops import Length, layer_flops
-from dpbert_jax.encoder.modules import (
-    DropoutKeys,
-    Embeddings,
-    Head,
-    Layer,
-    attention_bias,
-    fold_rows,
-)
+from dpbert_jax.encoder.head import classify
+from dpbert_jax.encoder.modules import Embeddings, Head, Layer, relative_attention
+from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
 from dpbert_jax.hub.folders import WEIGHTS, put_weights
 from dpbert_jax.integrity import verify
-from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.problem import MULTI_LABEL, SINGLE_LABEL, ProblemType, answers
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.fit import Run, fit
@@ -66,15 +62,19 @@ class EarlyExitBert(nn.Module):
         config = self.config
         keys = [fold_rows(dropout_keys, i) for i in range(2 * config.num_hidden_layers + 1)]
         inner = [None] * len(keys) if freeze_backbone else keys  # a frozen model has no dropout
-        embeddings = Embeddings(config, self.dtype, name="embeddings")
-        states = embeddings(input_ids, token_type_ids, inner[0])
-        bias = attention_bias(attention_mask)
+        weights = Embeddings(config, name="embeddings")()
+        states = embed(
+            config, weights, input_ids, token_type_ids, self.dtype, dropout_keys=inner[0]
+        )
+        relative = relative_attention(config, RELATIVE)
+        bias = score_bias(config, relative() if relative else {}, attention_mask)
         logits = []
         for i in range(config.num_hidden_layers):
             states = Layer(config, self.dtype, name=f"layer_{i}")(states, bias, inner[1 + i])
             read = jax.lax.stop_gradient(states) if freeze_backbone else states
             exit_keys = keys[1 + config.num_hidden_layers + i]
-            logits.append(Head(config, self.dtype, name=f"exit_{i}")(read, exit_keys)[1])
+            head = Head(config, name=f"exit_{i}")()
+            logits.append(classify(config, head, read[:, 0], self.dtype, exit_keys)[1])
         return jnp.stack(logits, axis=1)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskData, TokenizedSplit
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.task import recorded_columns
 from dpbert_jax.model import Model
-from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.run_folder import TEACHER, read_train_config
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.feed import Feed

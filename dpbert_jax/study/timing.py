@@ -9,8 +9,8 @@ from dpbert_jax.benchmark.timing import interleaved
 from dpbert_jax.data import batches
 from dpbert_jax.inference import resolve_rule
 from dpbert_jax.inference.executors import INPUTS, Executor
+from dpbert_jax.inference.path import DPBertOutput
 from dpbert_jax.policies.cost import plan_cost
-from dpbert_jax.policies.dpbert import DPBertOutput
 from dpbert_jax.policies.rule import Rule
 from dpbert_jax.study.points import Judge, Point, run_split
 from dpbert_jax.study.sweep_arguments import SweepArguments

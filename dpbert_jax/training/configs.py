@@ -13,10 +13,10 @@ from dpbert_jax.training.arguments import TrainArguments
 def dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertConfig:
     """The backbone's config with the task's head."""
     found, spec = read_config(source), task.spec
-    if args.max_seq_length > found.encoder.max_position_embeddings:
+    if args.max_seq_length > found.encoder.longest_input:
         raise UserError(
             f"--max_seq_length is {args.max_seq_length}, but {source} has positions for "
-            f"{found.encoder.max_position_embeddings} tokens."
+            f"{found.encoder.longest_input} tokens."
         )
     encoder = dataclasses.replace(
         found.encoder,

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TokenizedSplit
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.policies.planner import judge
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, ProblemType
 from dpbert_jax.training.objective import label_divergence

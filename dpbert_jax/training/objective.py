@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.encoder.modules import fold_rows
+from dpbert_jax.encoder.operations import fold_rows
 from dpbert_jax.policies.cost import planner_share
 from dpbert_jax.policies.dpbert import DPBert, Params
 from dpbert_jax.policies.gates import (

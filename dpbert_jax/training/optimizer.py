@@ -6,7 +6,7 @@ import jax
 import optax
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.training.objective import StageName
 
 PLANNER_DECAY_SHARE = 0.4  # the planner's rate falls tenfold over this last share of the stage

@@ -16,11 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.encoder.attention import score_bias
+from dpbert_jax.encoder.embeddings import embed
+from dpbert_jax.encoder.head import classify
 from dpbert_jax.encoder.inference_layer import run_layer
-from dpbert_jax.encoder.modules import attention_bias
-from dpbert_jax.inference.path import Weights, classify, embed, prepare
-from dpbert_jax.policies.dpbert import Params
-from dpbert_jax.policies.planner import summarise
+from dpbert_jax.encoder.operations import Params
+from dpbert_jax.inference.path import Weights, prepare
+from dpbert_jax.policies.planner import planner_features
+from dpbert_jax.policies.protocol import Planned
 
 STATE_ROWS = 512  # rows times plans in memory at once
 
@@ -43,7 +46,7 @@ def make_table(
     dtype: DTypeLike = jnp.float32,
 ) -> PlanTable:
     """Runs all plans on all rows of a split; compiles once for each length bucket."""
-    weights = prepare(config, params, dtype)
+    weights = prepare(config, Planned(config), params, dtype)
     program = jax.jit(partial(_run_tree, config, dtype, plans))
     batch_size = max(STATE_ROWS // len(plans), 1)
     logits = np.zeros((len(split), len(plans), config.encoder.num_labels), np.float32)
@@ -91,12 +94,14 @@ def _run_tree(
 ) -> tuple[Float[Array, "B K C"], Float[Array, "B F"]]:
     """Logits under every plan, and the planner's features."""
     rows = input_ids.shape[0]
-    states = embed(config, dtype, weights, input_ids, token_type_ids).transpose(2, 0, 1)
-    bias = attention_bias(attention_mask)
+    encoder = config.encoder
+    states = embed(encoder, weights.embeddings, input_ids, token_type_ids, dtype)
+    states = states.transpose(2, 0, 1)
+    bias = score_bias(encoder, weights.relative, attention_mask)
     layer: Callable[..., Any] = partial(run_layer, config.encoder)
     for stem in weights.layers[: config.stem_layers]:
         states = layer(stem, states, bias)
-    features = summarise(states.transpose(1, 2, 0), attention_mask)
+    features = planner_features(states.transpose(1, 2, 0), attention_mask)
     states = states[None]  # [plans so far, D, B, S]
     for level, planned in zip(_levels(plans), weights.layers[config.stem_layers :], strict=True):
         if len(level.run):
@@ -107,6 +112,6 @@ def _run_tree(
             states = jnp.concatenate([states, ran.reshape(shape).transpose(1, 0, 2, 3)])
         states = states[level.source]
     first = states[..., 0].transpose(0, 2, 1).reshape(-1, states.shape[1])  # [K * B, D]
-    logits = classify(config, dtype, weights, first).reshape(len(states), rows, -1)
+    logits = classify(encoder, weights.head, first, dtype)[1].reshape(len(states), rows, -1)
     _, order = np.unique(plans, axis=0, return_inverse=True)  # the last level is sorted
     return logits[order.reshape(-1)].transpose(1, 0, 2), features

@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Float
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.policies.planner import bounded, judge
 from dpbert_jax.training.expected_loss import mean_loss
 from dpbert_jax.training.plan_bank import EXHAUSTIVE_GATES, best_chain

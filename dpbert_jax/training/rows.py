@@ -13,11 +13,11 @@ import numpy as np
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskData, TokenizedSplit, num_batches, tokenize
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
-from dpbert_jax.policies.dpbert import Params
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import StagePlan
 from dpbert_jax.training.objective import StageName

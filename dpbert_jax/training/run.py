@@ -124,7 +124,7 @@ def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | 
     config = planned_config(dense, args)
     # All that can be refused is looked at before the output folder is claimed.
     tokenizer = load_tokenizer(source)
-    fresh = () if args.teacher else ("classifier", "bert.pooler")
+    fresh = () if args.teacher else ("head",)
     source_params = load_params(
         source,
         dense,
@@ -133,10 +133,11 @@ def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | 
         seed=args.seed,
     )
     rows = training_rows(task, tokenizer, args)
-    if rows.kept.type_ids.max(initial=0) >= dense.encoder.type_vocab_size:
+    types = dense.encoder.type_vocab_size
+    if dense.encoder.family.token_types and rows.kept.type_ids.max(initial=0) >= types:
         raise UserError(
             f"This data has pairs of texts, but {source} has an embedding for the first of two "
-            f"only (type_vocab_size is {dense.encoder.type_vocab_size}): start from another model."
+            f"only (type_vocab_size is {types}): start from another model."
         )
     plans = plan_stages(rows, args)
     check_memory(config, rows.kept.lengths, args)

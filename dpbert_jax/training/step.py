@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.encoder.operations import Params
 
 AXIS = "batch"
 

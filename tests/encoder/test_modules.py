@@ -10,7 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig, read_config
-from dpbert_jax.encoder.modules import Layer, attention_bias, dropout, fold_rows
+from dpbert_jax.encoder.attention import attention_bias
+from dpbert_jax.encoder.modules import Layer
+from dpbert_jax.encoder.operations import dropout, fold_rows
 from dpbert_jax.hub import load_params, load_tokenizer, resolve_folder
 from dpbert_jax.policies.dpbert import DPBert
 
@@ -113,7 +115,7 @@ def test_minilm_is_pytorchs():
         tensors = {name: torch.from_numpy(value) for name, value in tokens.items()}
         wanted = reference(**tensors, output_hidden_states=True)
     config = DPBertConfig(read_config(folder).encoder, PlannerConfig(stem_layers=0))
-    params = load_params(folder, config, fresh=("planner", "classifier"))
+    params = load_params(folder, config, fresh=("planner", "head"))
     states, pooled, _ = every_state(config, params, tokens)
     real = np.asarray(tokens["attention_mask"], bool)
     for ours, theirs in zip(states, wanted.hidden_states, strict=True):

@@ -7,8 +7,8 @@ from dpbert_jax.data.tasks import GLUE_TASKS, custom_spec
 from dpbert_jax.evaluation import evaluate
 from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
 from dpbert_jax.inference import Executor, make_executor, resolve_rule
+from dpbert_jax.inference.path import DPBertOutput
 from dpbert_jax.policies.cost import plan_cost, planner_share
-from dpbert_jax.policies.dpbert import DPBertOutput
 
 ROWS = 23
 

@@ -70,7 +70,7 @@ def test_key_table_covers_every_parameter_once(config, random_params):
         leaf = np.asarray(params[entry.path])
         np.testing.assert_array_equal(entry.to_ours(entry.to_hf(leaf)), leaf)
         assert entry.transposed == (entry.path[-1] == "kernel")
-        assert canonical_hf_key(entry.hf) == entry.hf
+        assert canonical_hf_key(entry.hf, TINY) == entry.hf
 
 
 def test_key_table_names_are_pytorchs():
@@ -92,7 +92,7 @@ def test_key_table_names_are_pytorchs():
     ],
 )
 def test_canonical_names(key, canonical):
-    assert canonical_hf_key(key) == canonical
+    assert canonical_hf_key(key, TINY) == canonical
 
 
 def test_pretraining_heads_are_left_out(folder, random_params):
@@ -125,14 +125,13 @@ def test_every_misfit_is_named_at_once(folder):
 
 def test_only_what_is_absent_is_drawn_fresh(folder, random_params):
     params = random_params(PLANNED)
-    same(load_params(folder, PLANNED, fresh=("classifier", "planner")), params)
+    same(load_params(folder, PLANNED, fresh=("head", "planner")), params)
 
     change(folder, lambda tensors: [tensors.pop(k) for k in list(tensors) if "planner" in k])
     with pytest.raises(UserError, match=r"missing planner\.\* \(4 tensors\)"):
-        load_params(folder, PLANNED, fresh=("classifier",))
+        load_params(folder, PLANNED, fresh=("head",))
     first, again, other = (
-        load_params(folder, PLANNED, fresh=("classifier", "planner"), seed=seed)
-        for seed in (1, 1, 2)
+        load_params(folder, PLANNED, fresh=("head", "planner"), seed=seed) for seed in (1, 1, 2)
     )
     same(first, again)
     assert (first["planner"]["input"]["kernel"] != other["planner"]["input"]["kernel"]).any()
@@ -202,7 +201,7 @@ def test_folders_that_are_no_model(tmp_path, tokenizer, random_params):
         load_tokenizer(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "model_type": "t5"}))
-    with pytest.raises(UserError, match="model_type is 't5', but only 'bert'"):
+    with pytest.raises(UserError, match="model_type is 't5', but must be one of bert, roberta"):
         load_run(str(tmp_path))
 
 

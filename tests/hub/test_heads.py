@@ -14,7 +14,7 @@ from dpbert_jax.hub.keys import by_prefix
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.run import train
 
-HEAD = ("classifier", "bert.pooler")
+HEAD = ("head",)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What plans cost, against a sum by hand and against XLA's own count."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from dpbert_jax.config import BERT_BASE, TINY, DPBertConfig, EncoderConfig, Plan
 from dpbert_jax.encoder.flops import layer_flops
 from dpbert_jax.encoder.modules import Layer
 from dpbert_jax.policies.cost import plan_cost, planner_flops, planner_share
-from dpbert_jax.policies.planner import Planner
+from dpbert_jax.policies.dpbert import init_params
+from dpbert_jax.policies.planner import gate_logits
 
 
 def planned(stem):
@@ -40,7 +42,9 @@ def test_planner_flops_are_what_xla_counts():
     config, length = DPBertConfig(BERT_BASE, PlannerConfig()), 64
     states = jax.ShapeDtypeStruct((1, length, 768), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    counted = xla_flops(Planner(config.planner, config.num_gates), states, mask)
+    params = init_params(config, 0)["planner"]
+    program = jax.jit(partial(gate_logits, config)).lower(params, states, mask)
+    counted = program.cost_analysis()["flops"]
     assert 0.9 < counted / planner_flops(config, length) < 1.1
 
 

@@ -13,7 +13,7 @@ from dpbert_jax.config import BERT_BASE, TINY, DPBertConfig, EncoderConfig, Plan
 from dpbert_jax.policies.cost import planner_share
 from dpbert_jax.policies.dpbert import DPBert, init_params
 from dpbert_jax.policies.gates import logistic_noise, straight_through_gates
-from dpbert_jax.policies.planner import Planner
+from dpbert_jax.policies.planner import gate_logits
 
 CONFIG = DPBertConfig(
     replace(TINY, num_hidden_layers=3), PlannerConfig(stem_layers=1, hidden_size=8)
@@ -24,12 +24,12 @@ MINILM = EncoderConfig(
 STATES = jax.random.normal(jax.random.key(0), (4, 6, 16))
 MASK = jnp.array([[1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]])
 
-apply = jax.jit(Planner(CONFIG.planner, CONFIG.num_gates).apply)
+apply = jax.jit(partial(gate_logits, CONFIG))
 
 
 @pytest.fixture(scope="module")
 def planner(random_params):
-    return partial(apply, {"params": random_params(CONFIG)["planner"]})
+    return partial(apply, random_params(CONFIG)["planner"])
 
 
 def task_loss(logits, gates):
@@ -64,7 +64,7 @@ def test_every_planner_parameter_learns(initial, random_batch):
 
 def test_logits_are_bounded(random_params):
     params = jax.tree.map(lambda leaf: 1e3 * leaf, random_params(CONFIG)["planner"])
-    logits = apply({"params": params}, 1e3 * STATES, MASK)
+    logits = apply(params, 1e3 * STATES, MASK)
     assert np.abs(logits).max() <= CONFIG.planner.logit_bound
     assert np.abs(logits).max() > 0.9 * CONFIG.planner.logit_bound
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import expit, log_softmax, rel_entr, softmax
 
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
-from dpbert_jax.encoder.modules import fold_rows
+from dpbert_jax.encoder.operations import fold_rows
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, SINGLE_LABEL

@@ -1,4 +1,4 @@
-"""DPBERT in PyTorch: BERT whose layers a planner chooses for every input, really skipped.
+"""DPBERT in PyTorch: an encoder whose layers a planner chooses for every input, really skipped.
 
 Stands alone: torch and transformers are all it needs.
 """
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import BertModel, BertPreTrainedModel
+from transformers import BertForSequenceClassification as DenseModel
 from transformers.utils import ModelOutput
 
 from .configuration_dpbert import DPBertConfig
@@ -53,8 +53,8 @@ class DPBertPlanner(nn.Module):
         return self.logit_bound * torch.tanh(logits / self.logit_bound)
 
 
-class DPBertForSequenceClassification(BertPreTrainedModel):
-    """BERT with a planner; `budget` says what share of its FLOPs to spend.
+class DPBertForSequenceClassification(DenseModel):
+    """The encoder with a planner; `budget` says what share of its FLOPs to spend.
 
     While training, gradients reach the layers that ran: the encoder learns on the planner's own
     plans, and the planner stays as it is.
@@ -67,13 +67,8 @@ class DPBertForSequenceClassification(BertPreTrainedModel):
         if not config.dpbert:
             raise ValueError("This config has no `dpbert`: load the folder as a plain BERT.")
         planner = config.dpbert["planner"]
-        self.num_labels = config.num_labels
         self.stem_layers = planner["stem_layers"]
         self.num_gates = config.num_hidden_layers - self.stem_layers
-        self.bert = BertModel(config)
-        dropout = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.planner = DPBertPlanner(
             config.hidden_size, planner["hidden_size"], self.num_gates, planner["logit_bound"]
         )
@@ -101,30 +96,34 @@ class DPBertForSequenceClassification(BertPreTrainedModel):
         if budget is None:
             budget = self.config.dpbert.get("default_budget") or 1.0
         tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        if position_ids is None and tokens > self.config.max_position_embeddings:
+        longest = self._longest_input()
+        if position_ids is None and tokens > longest:
             raise ValueError(
-                f"The input has {tokens} tokens, but the model has "
-                f"{self.config.max_position_embeddings} positions: shorten it, or tokenize with "
-                "`truncation=True`."
+                f"The input has {tokens} tokens, but the model has {longest} positions: shorten "
+                "it, or tokenize with `truncation=True`."
             )
-        states = self.bert.embeddings(
-            input_ids=input_ids,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
+        encoder = self.base_model
+        about = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        if hasattr(encoder.embeddings, "token_type_embeddings"):
+            about["token_type_ids"] = token_type_ids
+        states = encoder.embeddings(input_ids=input_ids, **about)
+        if hasattr(encoder, "embeddings_project"):
+            states = encoder.embeddings_project(states)
         if attention_mask is None:
             attention_mask = torch.ones(states.shape[:2], device=states.device)
         bias = self._attention_bias(attention_mask, states.dtype)
-        layers = self.bert.encoder.layer
-        for layer in layers[: self.stem_layers]:
-            states = layer(states, bias)
+        inner = encoder.encoder if hasattr(encoder, "encoder") else encoder.transformer
+        relative = {}  # attention's bias by distance, of all rows
+        if hasattr(inner, "relative_attention_bias"):
+            relative["position_bias"] = inner.compute_position_bias(states)
+        for layer in inner.layer[: self.stem_layers]:
+            states = self._run(layer, states, bias, relative)
         gate_logits = self.planner(states, attention_mask)
         gates = self._gates(gate_logits, budget, plan_rule)
-        for layer, needed in zip(layers[self.stem_layers :], gates.unbind(dim=1), strict=True):
-            states = self._run_where_needed(layer, needed, states, bias)
-        pooled = self.dropout(self.bert.pooler(states))
-        logits = self.classifier(pooled)
+        planned = inner.layer[self.stem_layers :]
+        for layer, needed in zip(planned, gates.unbind(dim=1), strict=True):
+            states = self._run_where_needed(layer, needed, states, bias, relative)
+        logits = self._classify(states)
 
         stem = gates.new_ones(len(gates), self.stem_layers)
         layer_mask = torch.cat([stem, gates], dim=1).float()
@@ -142,17 +141,45 @@ class DPBertForSequenceClassification(BertPreTrainedModel):
         return hidden.to(dtype) * torch.finfo(dtype).min
 
     @staticmethod
+    def _run(
+        layer: nn.Module, states: torch.Tensor, bias: torch.Tensor | None, relative: dict
+    ) -> torch.Tensor:
+        output = layer(states, bias, **{k: v[: len(states)] for k, v in relative.items()})
+        return output[0] if isinstance(output, tuple) else output
+
     def _run_where_needed(
-        layer: nn.Module, needed: torch.Tensor, states: torch.Tensor, bias: torch.Tensor | None
+        self,
+        layer: nn.Module,
+        needed: torch.Tensor,
+        states: torch.Tensor,
+        bias: torch.Tensor | None,
+        relative: dict,
     ) -> torch.Tensor:
         """The layer on the rows that need it; nothing at all where none does."""
         rows = needed.nonzero().squeeze(1)
         if len(rows) == 0:
             return states
         if len(rows) == len(states):
-            return layer(states, bias)
-        output = layer(states[rows], None if bias is None else bias[rows])
-        return states.index_copy(0, rows, output)
+            return self._run(layer, states, bias, relative)
+        own = None if bias is None else bias[rows]
+        return states.index_copy(0, rows, self._run(layer, states[rows], own, relative))
+
+    def _classify(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits by the family's own head."""
+        if hasattr(self, "pre_classifier"):  # DistilBERT
+            pooled = nn.functional.relu(self.pre_classifier(states[:, 0]))
+        elif isinstance(self.classifier, nn.Linear):  # BERT
+            pooled = self.base_model.pooler(states)
+        else:
+            return self.classifier(states)
+        return self.classifier(self.dropout(pooled))
+
+    def _longest_input(self) -> int:
+        """Tokens that there are positions for: RoBERTa and MPNet leave out the padding's."""
+        embeddings = self.base_model.embeddings
+        counted = hasattr(embeddings, "create_position_ids_from_inputs_embeds")
+        unused = embeddings.padding_idx + 1 if counted else 0
+        return self.config.max_position_embeddings - unused
 
     def _gates(self, logits: torch.Tensor, budget: float, plan_rule: str) -> torch.Tensor:
         """Which rows need which planned layer, bool [B, P]."""
@@ -171,7 +198,7 @@ class DPBertForSequenceClassification(BertPreTrainedModel):
         rank = torch.argsort(order, dim=1, stable=True)
         if plan_rule == "top_k":
             # The tolerance keeps 0.7 * 10 = 6.999... from losing a layer.
-            layers = int(budget * self.config.num_hidden_layers + 1e-6)
+            layers = int(budget * self.config.num_hidden_layers + 1e-5)
             return rank < layers - self.stem_layers
         least = max(planner["min_layers"] - self.stem_layers, 0)
         return (logits >= self._threshold(budget)) | (rank < least)

@@ -1,0 +1,85 @@
+"""What both forms of an ONNX graph share: embeddings, attention's bias by distance, the head."""
+
+import numpy as np
+from onnx import TensorProto
+
+from dpbert_jax.config import EncoderConfig
+from dpbert_jax.encoder.attention import FARTHEST, distance_buckets
+from dpbert_jax.encoder.operations import Params
+from dpbert_jax.export.onnx_graph import Graph
+
+IDS = "input_ids"
+
+
+def write_embeddings(graph: Graph, config: EncoderConfig, params: Params) -> str:
+    """What the first layer reads, [B, S, D]."""
+
+    def table(name: str, ids: str) -> str:
+        return graph.add("Gather", graph.constant(name, params[name]["embedding"]), ids)
+
+    total = table("word_embeddings", IDS)
+    if "token_type_ids" in config.inputs:
+        total = graph.add("Add", total, table("token_type_embeddings", "token_type_ids"))
+    elif config.family.token_types:  # a single row, the same for each token
+        row = params["token_type_embeddings"]["embedding"][0]
+        total = graph.add("Add", total, graph.constant("token_type", row))
+    total = graph.add("Add", total, table("position_embeddings", _positions(graph, config)))
+    epsilon = config.layer_norm_eps
+    states = graph.layer_norm(total, "embeddings", params["layer_norm"], epsilon)
+    return graph.dense(states, "projection", params["projection"]) if config.projects else states
+
+
+def _positions(graph: Graph, config: EncoderConfig) -> str:
+    """The position of each token, as `encoder.embeddings.positions_of` counts."""
+    length, axis = _length(graph, config), graph.constant("axis_1", [1], np.int64)
+    if config.family.positions_after_padding:
+        pad = graph.constant("pad", config.pad_token_id, np.int64)
+        padding = graph.add("Equal", IDS, pad)
+        real = graph.add("Cast", graph.add("Not", padding), to=TensorProto.INT64)
+        counted = graph.add("CumSum", real, graph.constant("along", 1, np.int64))
+        every = graph.add("Add", graph.add("Mul", counted, real), pad)
+    else:
+        every = np.arange(config.longest_input)[None]
+        every = graph.constant("positions", every, np.int64)
+    return graph.add("Slice", every, graph.constant("start", [0], np.int64), length, axis)
+
+
+def _length(graph: Graph, config: EncoderConfig) -> str:
+    """Tokens of a row, [1].
+
+    Looked up in a table that ends at the last position: beyond it the runtime refuses, and names
+    this node and the length in its error.
+    """
+    which, longest = graph.constant("axis", 1, np.int64), config.longest_input
+    length = graph.add("Gather", graph.add("Shape", IDS), which, axis=0)
+    lengths = graph.constant("lengths", np.arange(longest + 1), np.int64)
+    length = graph.add("Gather", lengths, length, output=f"at_most_{longest}_tokens")
+    return graph.add("Unsqueeze", length, graph.constant("axis_0", [0], np.int64))
+
+
+def write_relative_bias(graph: Graph, config: EncoderConfig, params: Params) -> str:
+    """What is added to all layers' scores by distance, [1, H, S, S]; as `relative_bias`."""
+    first, second = (graph.constant(f"axis_{axis}", [axis], np.int64) for axis in (0, 1))
+    zero, one = (graph.constant(name, n, np.int64) for n, name in enumerate(("from_0", "step")))
+    which = graph.constant("axis", 1, np.int64)
+    length = graph.add("Gather", graph.add("Shape", IDS), which, axis=0)
+    places = graph.add("Range", zero, length, one)
+    query, key = graph.add("Unsqueeze", places, second), graph.add("Unsqueeze", places, first)
+    near, far = (graph.constant(f"distance_{n}", n, np.int64) for n in (-FARTHEST, FARTHEST))
+    distance = graph.add("Clip", graph.add("Sub", query, key), near, far)
+    by_distance = np.asarray(params["embedding"])[distance_buckets(config)]
+    table = graph.constant("bias_by_distance", by_distance)
+    bias = graph.add("Gather", table, graph.add("Add", distance, far))  # [S, S, H]
+    return graph.add("Unsqueeze", graph.add("Transpose", bias, perm=[2, 0, 1]), first)
+
+
+def write_head(graph: Graph, config: EncoderConfig, params: Params, states: str) -> None:
+    """`logits`, from the first token's state."""
+    first = graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1)
+    pooled = graph.gemm(first, "pooler", params["pooler"])
+    if config.family.head_activation == "gelu":
+        pooled = graph.gelu(pooled)
+    else:
+        kinds = {"tanh": "Tanh", "relu": "Relu"}
+        pooled = graph.add(kinds[config.family.head_activation], pooled)
+    graph.gemm(pooled, "classifier", params["classifier"], output="logits")

@@ -1,0 +1,108 @@
+"""What a policy is to executors, and which one a model's own is."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.head import classify
+from dpbert_jax.encoder.operations import Params
+from dpbert_jax.policies.gates import choose_gates
+from dpbert_jax.policies.planner import gate_logits
+from dpbert_jax.policies.rule import Rule
+
+Carry = Any  # arrays that a policy takes along, from look to look
+Size = Any  # an integer, or a symbol where a program is exported for any batch
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Who decides which layers run: it looks at hidden states before some of them.
+
+    What it has seen and said before comes along in `carry`. It runs inside compiled programs: each
+    method is a function of arrays, and rows are independent.
+    """
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """The layers before which it looks, ascending; L is after the last.
+
+        Layers before the first look run for every input, all of them where there is none.
+        """
+        ...
+
+    def weights(self, params: Params) -> Params:
+        """Its own part of a model's parameters."""
+        ...
+
+    def begin(self, rows: Size) -> Carry: ...
+
+    def look(
+        self,
+        number: int,
+        weights: Params,
+        states: Float[Array, "B S D"],
+        attention_mask: Int[Array, "B S"],
+        rule: Rule,
+        forced: Float[Array, "B N"],
+        carry: Carry,
+    ) -> tuple[Float[Array, "B N"], Carry]:
+        """Gates of the N layers up to the next look, 1 = run; `forced` ones are as they are told.
+
+        `number` counts looks from 0.
+        """
+        ...
+
+    def finish(
+        self,
+        weights: Params,
+        head: Params,
+        first: Float[Array, "B D"],
+        dtype: DTypeLike,
+        carry: Carry,
+    ) -> tuple[Float[Array, "B C"], Float[Array, "B P"]]:
+        """Logits, by default of the model's head on the first token's state, and gate logits."""
+        ...
+
+
+class Planned:
+    """The planner: looks once, after the stem, and decides on all layers behind it.
+
+    Of a model without a planner it is the static policy: no look, every layer runs.
+    """
+
+    def __init__(self, config: DPBertConfig) -> None:
+        self.config = config
+        self.looks = (config.stem_layers,) if config.planner else ()
+
+    def weights(self, params: Params) -> Params:
+        return params.get("planner", {})
+
+    def begin(self, rows: Size) -> Carry:
+        return jnp.zeros((rows, self.config.num_gates))
+
+    def look(
+        self,
+        number: int,
+        weights: Params,
+        states: Float[Array, "B S D"],
+        attention_mask: Int[Array, "B S"],
+        rule: Rule,
+        forced: Float[Array, "B N"],
+        carry: Carry,
+    ) -> tuple[Float[Array, "B N"], Carry]:
+        # Also where a forced gate overrules it: so a forced plan costs what one of its own does.
+        logits = gate_logits(self.config, weights, states, attention_mask)
+        return choose_gates(logits, rule, forced, self.config.min_gates), logits
+
+    def finish(
+        self,
+        weights: Params,
+        head: Params,
+        first: Float[Array, "B D"],
+        dtype: DTypeLike,
+        carry: Carry,
+    ) -> tuple[Float[Array, "B C"], Float[Array, "B P"]]:
+        return classify(self.config.encoder, head, first, dtype)[1], carry
