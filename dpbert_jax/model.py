@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.data import (
     LENGTH_BUCKETS,
     Batch,
@@ -151,7 +151,7 @@ class Model:
             lengths = batch["attention_mask"].sum(axis=1)
             gates = mask[:, self.config.stem_layers :]
             cost[numbers] = np.asarray(plan_cost(self.config, gates, lengths))[real]
-        labels, scores, shares = self._answers(logits)
+        labels, scores, shares = decode_logits(encoder, logits)
         layers = [tuple(np.flatnonzero(row).tolist()) for row in layer_mask]
         columns = labels, scores, layers, shares, cost.tolist(), truncated.tolist()
         return [Prediction(*row) for row in zip(*columns, strict=True)]
@@ -213,20 +213,22 @@ class Model:
             for batch in chunks(split, CHUNK_ROWS, longest, pad_token_id=pad):
                 yield self._many, batch
 
-    def _answers(self, logits: np.ndarray) -> tuple[list[Any], list[float], list[Any]]:
-        """Of each row of logits [N, C]: label, score, probabilities."""
-        encoder = self.config.encoder
-        answer = answers(logits, encoder.problem_type)
-        if encoder.is_regression:
-            return [None] * len(logits), answer.tolist(), [None] * len(logits)
-        names = encoder.label_names
-        shares = probabilities(logits, encoder.problem_type)
-        if encoder.is_multi_label:
-            labels: list[Any] = [tuple(names[i] for i in np.flatnonzero(row)) for row in answer]
-        else:
-            labels = [names[i] for i in answer]
-        named = [dict(zip(names, row, strict=True)) for row in shares.tolist()]
-        return labels, shares.max(axis=1).tolist(), named
+
+def decode_logits(
+    encoder: EncoderConfig, logits: np.ndarray
+) -> tuple[list[Any], list[float], list[Any]]:
+    """Label, score and probabilities of each row of logits [N, C], as a `Prediction` has them."""
+    answer = answers(logits, encoder.problem_type)
+    if encoder.is_regression:
+        return [None] * len(logits), answer.tolist(), [None] * len(logits)
+    names = encoder.label_names
+    shares = probabilities(logits, encoder.problem_type)
+    if encoder.is_multi_label:
+        labels: list[Any] = [tuple(names[i] for i in np.flatnonzero(row)) for row in answer]
+    else:
+        labels = [names[i] for i in answer]
+    named = [dict(zip(names, row, strict=True)) for row in shares.tolist()]
+    return labels, shares.max(axis=1).tolist(), named
 
 
 def _refuse_fork() -> None:

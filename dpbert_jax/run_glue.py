@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from dpbert_jax.errors import UserError
 
-_PREDICT = "answers to a file's rows are eval.py's: --predict_file FILE --output_file FILE"
+_PREDICT = "texts are answered by `dpbert predict MODEL --input_file FILE --output_file FILE`"
 _WHILE_TRAINING = "a run is scored at its end; --keep_best BUDGET scores each epoch of stage 3"
 _SAVES = "checkpoints are written every --save_steps steps, and the newest two are kept"
 _DATASET = (

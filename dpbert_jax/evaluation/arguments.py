@@ -1,12 +1,10 @@
 """The flags of `eval.py`, named as in Hugging Face's run_glue where it has them."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.answer_files import check_answer_file
 from dpbert_jax.flags import flag
-
-ANSWER_FILES = (".csv", ".tsv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,4 @@ class EvalArguments:
             raise UserError("--predict_file and --output_file belong together: give both.")
         if self.predict_file and len(self.budget) > 1:
             raise UserError("--predict_file is answered at one --budget, not at several.")
-        if self.output_file and Path(self.output_file).suffix.lower() not in ANSWER_FILES:
-            raise UserError(
-                f"--output_file {self.output_file}: must end in one of {', '.join(ANSWER_FILES)}."
-            )
+        check_answer_file(self.output_file)
