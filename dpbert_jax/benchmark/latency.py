@@ -24,22 +24,22 @@ def measure_latency(
     args: BenchmarkArguments, subject: Subject, peers: Mapping[str, Peer]
 ) -> list[Row]:
     """A row for each batch size, sequence length, variant and number of layers kept."""
-    for length in args.numbers("seq_lengths"):
+    for length in args.seq_lengths:
         if length > subject.config.encoder.max_position_embeddings:
             raise UserError(
                 f"--seq_lengths {length}: the model has positions for "
                 f"{subject.config.encoder.max_position_embeddings} tokens."
             )
-    names = args.names("executors")
+    names = args.executors
     executors = {name: make_executor(name, subject.config, subject.params) for name in names}
     compiled = {
         keep: make_executor("cond", *subset(subject, keep))
         for keep in subject.keeps
-        if 1 in args.numbers("batch_sizes") and "cond" in names
+        if 1 in args.batch_sizes and "cond" in names
     }
     rows = []
-    for batch_size in args.numbers("batch_sizes"):
-        for length in args.numbers("seq_lengths"):
+    for batch_size in args.batch_sizes:
+        for length in args.seq_lengths:
             batch = random_batch(subject.config.encoder, batch_size, length, args.seed)
             rows += _one_shape(args, subject, batch, executors, compiled, peers)
     return rows

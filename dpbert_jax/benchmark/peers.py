@@ -40,7 +40,7 @@ def available(names: list[str]) -> tuple[list[str], dict[str, str]]:
     """Which peers can run, and why the others cannot."""
     unknown = sorted(set(names) - set(PACKAGES))
     if unknown:
-        raise UserError(f"--peers {','.join(unknown)}: must be of {list(PACKAGES)}.")
+        raise UserError(f"--peers {' '.join(unknown)}: must be of {list(PACKAGES)}.")
     missing = {
         name: [module for module in PACKAGES[name] if importlib.util.find_spec(module) is None]
         for name in names

@@ -49,21 +49,21 @@ class Subject(NamedTuple):
 
 def load_subject(args: BenchmarkArguments) -> Subject:
     """The model that the flags name, checked against what they ask of it."""
-    if args.model in SHAPES:
-        config = DPBertConfig(SHAPES[args.model], PlannerConfig())
+    if args.model_name_or_path in SHAPES:
+        config = DPBertConfig(SHAPES[args.model_name_or_path], PlannerConfig())
         params, tokenizer = init_params(config, args.seed), None
         random_plans = args.plans != "planner"
     else:
-        _, config, params, tokenizer = load_run(args.model)
+        _, config, params, tokenizer = load_run(args.model_name_or_path)
         if config.planner is None:
-            raise UserError(f"--model {args.model} has no planner: there is nothing to skip.")
+            raise UserError(f"{args.model_name_or_path} has no planner: there is nothing to skip.")
         random_plans = args.plans == "random"
     layers, stem = config.encoder.num_hidden_layers, config.stem_layers
     if args.keep is None:
         quarters = {max(layers * part // 4, stem, 1) for part in (1, 2, 3, 4)}
         keeps = sorted(quarters, reverse=True)
     else:
-        keeps = args.numbers("keep")
+        keeps = args.keep
     for keep in keeps:
         if not stem <= keep <= layers:
             raise UserError(f"--keep {keep}: this model runs {stem} (its stem) to {layers} layers.")

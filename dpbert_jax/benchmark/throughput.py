@@ -30,19 +30,18 @@ def measure_throughput(
     once more with the rows sorted by length; `cond`, `chunked` and `masked` by length bucket;
     `packed` not at all, whole chunks at once, whatever the batch size.
     """
-    task = load_task(data_dir=args.data)
+    task = load_task(data_dir=args.data_dir)
     name = task.spec.validation_splits[0]
     tokenizer = subject.tokenizer or load_tokenizer(resolve_folder(PACKAGED))  # BERT's vocabulary
     split = tokenize(task.splits[name], tokenizer, MAX_SEQ_LENGTH)
     executors = {
-        name: make_executor(name, subject.config, subject.params)
-        for name in args.names("executors")
+        name: make_executor(name, subject.config, subject.params) for name in args.executors
     }
     rows = []
-    for batch_size in args.numbers("batch_sizes"):
+    for batch_size in args.batch_sizes:
         calls, about = {}, {}
         for name, execute in executors.items():
-            if name == "packed" and batch_size != max(args.numbers("batch_sizes")):
+            if name == "packed" and batch_size != max(args.batch_sizes):
                 continue
             size = CHUNK_ROWS if name == "packed" else batch_size
             made = chunks if name == "packed" else batches

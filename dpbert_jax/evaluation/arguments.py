@@ -4,17 +4,19 @@ from dataclasses import dataclass, field
 
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.answer_files import check_answer_file
-from dpbert_jax.flags import flag
+from dpbert_jax.flags import flag, list_flag
 
 
 @dataclass(frozen=True)
 class EvalArguments:
     model_name_or_path: str = field(
-        metadata={"help": "A run folder of train.py, or any fine-tuned BERT classifier."}
+        metadata={
+            "help": "A run folder of train.py, or any fine-tuned BERT classifier; may be given "
+            "first, without flag."
+        }
     )
-    budget: list[float] = field(
-        default_factory=lambda: [1.0],
-        metadata={"help": "Shares of the dense FLOPs to spend, in (0, 1]; one or several."},
+    budget: list[float] = list_flag(
+        [1.0], "Shares of the dense FLOPs to spend, in (0, 1]; one or several."
     )
     plan_rule: str = flag(
         "threshold", "threshold: depth varies with the input; top_k: the same for every input."
@@ -43,12 +45,10 @@ class EvalArguments:
     label_column_name: str | None = flag(
         None, "Column of the labels. Default: the training file's."
     )
-    label_mapping: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "NAME=CLASS for each class, a name in the data and the model's name or id of "
-            "it, as in negative=0 positive=1. Default: classes are matched by name."
-        },
+    label_mapping: list[str] | None = flag(
+        None,
+        "NAME=CLASS for each class, a name in the data and the model's name or id of it, as in "
+        "negative=0 positive=1. Default: classes are matched by name.",
     )
     positive_class: str | None = flag(None, "Class that F1 is of. Default: the run's.")
     on_bad_row: str | None = flag(

@@ -20,7 +20,7 @@ from dpbert_jax.evaluation.answer_files import (
     write_answer_rows,
 )
 from dpbert_jax.evaluation.task import classes_of, recorded_columns
-from dpbert_jax.flags import flag, parse
+from dpbert_jax.flags import flag, list_flag, parse
 from dpbert_jax.model import Model
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,7 @@ class PredictArguments:
         "Write the answers here, a row each; csv, tsv or jsonl. Default: JSON lines to standard "
         "output.",
     )
-    budget: list[float] = field(
-        default_factory=lambda: [1.0],
-        metadata={"help": "Share of the dense FLOPs to spend, in (0, 1]; one."},
-    )
+    budget: list[float] = list_flag([1.0], "Share of the dense FLOPs to spend, in (0, 1]; one.")
     plan_rule: str = flag(
         "threshold", "threshold: depth varies with the input; top_k: the same for every input."
     )
@@ -155,4 +152,4 @@ def _texts(args: PredictArguments, model: Model) -> tuple[list[str], list[str] |
 
 
 def main() -> None:
-    predict(parse(PredictArguments, __doc__, positional="model_name_or_path"))
+    predict(parse(PredictArguments, __doc__))

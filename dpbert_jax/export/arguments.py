@@ -12,9 +12,11 @@ DEFAULT_BUDGET = 0.75
 
 @dataclass(frozen=True)
 class ExportArguments:
-    run_dir: str = field(metadata={"help": "Folder of a run; may be given first, without flag."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder of a run; may be given first, without flag."}
+    )
     format: str = field(metadata={"help": "huggingface (PyTorch), onnx or stablehlo."})
-    output: str = field(metadata={"help": "Folder to write; it must not hold anything yet."})
+    output_dir: str = field(metadata={"help": "Folder to write; it must not hold anything yet."})
     plan_rule: str = flag(
         "threshold",
         "Rule inside onnx and stablehlo: threshold: depth varies with the input; top_k: the same "

@@ -31,7 +31,7 @@ def export(args: ExportArguments) -> bool:
     chosen.require(chosen.to_write, f"--format {args.format}")
     if args.verify:
         chosen.require(chosen.to_run, f"--verify of --format {args.format}")
-    source, config, params, tokenizer = load_run(args.run_dir)
+    source, config, params, tokenizer = load_run(args.model_name_or_path)
     is_run = (source / TRAIN_CONFIG).exists()
     length = read_train_config(source)["max_seq_length"] if is_run else None
     config = dataclasses.replace(config, default_budget=_default_budget(args, config))
@@ -41,7 +41,7 @@ def export(args: ExportArguments) -> bool:
     )
     model = Model(config, params, tokenizer, args.plan_rule, args.int8, length)
     verifiable = _validation(args, source, model) if args.verify else []
-    folder = unused_folder(args.output, "--output")
+    folder = unused_folder(args.output_dir, "--output_dir")
     if config.planner is None:
         logger.info("%s has no planner: a dense model is exported, with no budget.", source)
     # Nothing lies under the asked name before it is whole, and verified where that was asked.
@@ -50,7 +50,7 @@ def export(args: ExportArguments) -> bool:
         partial.mkdir(parents=True)
     except OSError as error:  # a folder of that name may be anybody's: it is not removed
         raise UserError(
-            f"--output {folder} cannot be written: {partial}: {error.strerror}."
+            f"--output_dir {folder} cannot be written: {partial}: {error.strerror}."
         ) from error
     try:
         write_artifact(args.format, partial, model)
@@ -144,5 +144,5 @@ def _print(name: str, made: list[Comparison], model: Model) -> None:
 
 
 def main() -> None:
-    if not export(parse(ExportArguments, __doc__, positional="run_dir")):
+    if not export(parse(ExportArguments, __doc__)):
         sys.exit(1)

@@ -16,8 +16,13 @@ from dpbert_jax.inference import Rule, make_executor
 
 
 def flags(run, **more):
-    values = {"model": str(run), "batch_sizes": "1,3", "seq_lengths": "8", "keep": "3,2"}
-    values |= {"executors": "cond,chunked,packed,masked", "repeats": 2}
+    values = {
+        "model_name_or_path": str(run),
+        "batch_sizes": [1, 3],
+        "seq_lengths": [8],
+        "keep": [3, 2],
+    }
+    values |= {"executors": ["cond", "chunked", "packed", "masked"], "repeats": 2, "keep": [3, 2]}
     return BenchmarkArguments(**(values | more))
 
 
@@ -45,7 +50,7 @@ def test_throughput_on_real_sentences(tiny_run, tmp_path, monkeypatch, sentence_
     files = sentence_files["classes"]
     monkeypatch.setattr(throughput, "load_task", lambda data_dir: load_task(**files))
     plot = tmp_path / "out.png"
-    report = benchmark(flags(tiny_run, data="glue", plot=str(plot)))
+    report = benchmark(flags(tiny_run, data_dir="glue", plot=str(plot)))
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert report["data"]["rows"] == 20
     whole = [row for row in report["rows"] if row["variant"] == "packed"]
@@ -83,19 +88,19 @@ def test_variants_take_turns():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"keep": "4"}, "runs 1 .its stem. to 3 layers"),
-        ({"keep": "two"}, "--keep is 'two'"),
-        ({"batch_sizes": "0"}, "--batch_sizes 0"),
-        ({"seq_lengths": "64"}, "positions for 32"),
-        ({"peers": "tensorrt"}, "--peers tensorrt"),
-        ({"executors": "warp"}, "'warp'"),
+        ({"keep": [4]}, "runs 1 .its stem. to 3 layers"),
+        ({"keep": []}, "--keep : every value"),
+        ({"batch_sizes": [1, 0]}, "--batch_sizes 1 0: every value must be at least 1"),
+        ({"seq_lengths": [64]}, "positions for 32"),
+        ({"peers": ["tensorrt"]}, "--peers tensorrt"),
+        ({"executors": ["warp"]}, "'warp'"),
         ({"plot": "out.bmp"}, "must end in .png"),
         ({"plans": "best"}, "--plans is 'best'"),
         ({"repeats": 0}, "at least 1"),
-        ({"executors": ""}, "--executors names none"),
+        ({"executors": []}, "--executors names none"),
         ({"json": __file__ + "/out.json"}, "--json .*out.json cannot be written"),
         ({"json": "."}, "--json . is a folder"),
-        ({"model": "no/such/run/at/all"}, "not a folder"),
+        ({"model_name_or_path": "no/such/run/at/all"}, "not a folder"),
     ],
 )
 def test_what_is_refused(change, words, tiny_run):
@@ -116,7 +121,7 @@ def test_a_model_without_a_planner_is_refused(tiny_run):
 def test_a_peer_that_is_not_installed_is_named_and_skipped(tiny_run, monkeypatch, caplog):
     monkeypatch.setitem(peers.PACKAGES, "torch", ("no_such_module",))
     with caplog.at_level(logging.INFO):
-        report = benchmark(flags(tiny_run, batch_sizes="1", executors="cond", peers="torch"))
+        report = benchmark(flags(tiny_run, batch_sizes=[1], executors=["cond"], peers=["torch"]))
     assert "no_such_module not installed (pip install 'dpbert-jax[peers]')" in caplog.text
     assert set(report["skipped_peers"]) == {"torch"}
 
@@ -156,8 +161,8 @@ def test_an_exported_model_is_a_peer_that_skips(name, tiny_run, tmp_path):
 
 
 def test_exported_models_are_not_timed_on_data(tiny_run):
-    with pytest.raises(UserError, match="without --data only"):
-        flags(tiny_run, data="glue_data/SST-2", peers="export-onnx")
+    with pytest.raises(UserError, match="without --data_dir only"):
+        flags(tiny_run, data_dir="glue_data/SST-2", peers=["export-onnx"])
 
 
 def test_a_peer_that_fails_says_why(tmp_path):

@@ -18,7 +18,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 def test_a_snippet_serves_what_was_exported(form, tiny_run, tmp_path):
     if form == "huggingface":
         pytest.importorskip("torch", reason="torch is not installed")
-    export(ExportArguments(run_dir=str(tiny_run), format=form, output=str(tmp_path / "out")))
+    export(ExportArguments(str(tiny_run), format=form, output_dir=str(tmp_path / "out")))
     asked = f"exports/mrpc-{form}"
     (snippet,) = [code for code in SNIPPETS if asked in code]
     assert len(snippet.strip().splitlines()) <= 14

@@ -27,7 +27,7 @@ FILES = {
 
 
 def flags(run, output, form="onnx", **changes):
-    return ExportArguments(run_dir=str(run), output=str(output), format=form, **changes)
+    return ExportArguments(str(run), output_dir=str(output), format=form, **changes)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -148,7 +148,7 @@ def test_a_mismatch_is_told_and_nothing_left(change, tiny_run, tmp_path, monkeyp
             str(tiny_run),
             "--format",
             "onnx",
-            "--output",
+            "--output_dir",
             str(tmp_path / "out"),
             "--verify",
         ],
