@@ -41,7 +41,7 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if names:
-            write_models(folder, names, subject.config, jax.device_get(subject.params))
+            write_models(folder, names, subject.model)
         peers = {}
         for name in names:
             peers[name] = Peer(name, folder, threads)

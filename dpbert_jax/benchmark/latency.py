@@ -14,7 +14,7 @@ from dpbert_jax.benchmark.peers import Peer
 from dpbert_jax.benchmark.subjects import Batch, Subject, random_batch, subset
 from dpbert_jax.benchmark.timing import interleaved
 from dpbert_jax.errors import UserError
-from dpbert_jax.inference import Executor, Rule, make_executor
+from dpbert_jax.inference import Executor, Rule
 from dpbert_jax.inference.path import PLANNED, decide, prepare
 
 Row = dict[str, Any]
@@ -25,22 +25,22 @@ def measure_latency(
 ) -> list[Row]:
     """A row for each batch size, sequence length, variant and number of layers kept."""
     for length in args.seq_lengths:
-        if length > subject.config.encoder.max_position_embeddings:
+        if length > subject.model.config.encoder.max_position_embeddings:
             raise UserError(
                 f"--seq_lengths {length}: the model has positions for "
-                f"{subject.config.encoder.max_position_embeddings} tokens."
+                f"{subject.model.config.encoder.max_position_embeddings} tokens."
             )
     names = args.executors
-    executors = {name: make_executor(name, subject.config, subject.params) for name in names}
+    executors = {name: subject.model.executor(name) for name in names}
     compiled = {
-        keep: make_executor("cond", *subset(subject, keep))
+        keep: subset(subject.model, keep).executor("cond")
         for keep in subject.keeps
         if 1 in args.batch_sizes and "cond" in names
     }
     rows = []
     for batch_size in args.batch_sizes:
         for length in args.seq_lengths:
-            batch = random_batch(subject.config.encoder, batch_size, length, args.seed)
+            batch = random_batch(subject.model.config.encoder, batch_size, length, args.seed)
             rows += _one_shape(args, subject, batch, executors, compiled, peers)
     return rows
 
@@ -92,8 +92,8 @@ def _blocking(execute: Executor, batch: Batch, rule: Rule, plan: np.ndarray | No
 
 def _planner_call(subject: Subject, batch: Batch) -> Callable[[], Any]:
     """The planner alone, its plan brought to the host."""
-    config = subject.config
-    weights = prepare(config, subject.params, np.float32)
+    config = subject.model.config
+    weights = prepare(config, subject.model.params, np.float32)
     shape = (*batch["input_ids"].shape, config.encoder.hidden_size)
     states = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     forced = jnp.full((shape[0], config.num_gates), PLANNED)

@@ -13,7 +13,7 @@ from dpbert_jax.benchmark.timing import interleaved
 from dpbert_jax.data import TokenizedSplit, batches, chunks, load_task, tokenize
 from dpbert_jax.hub import load_tokenizer, resolve_folder
 from dpbert_jax.hub.folders import PACKAGED
-from dpbert_jax.inference import Executor, make_executor
+from dpbert_jax.inference import Executor
 from dpbert_jax.inference.executors import INPUTS
 from dpbert_jax.inference.packed import CHUNK_ROWS
 
@@ -32,11 +32,10 @@ def measure_throughput(
     """
     task = load_task(data_dir=args.data_dir)
     name = task.spec.validation_splits[0]
-    tokenizer = subject.tokenizer or load_tokenizer(resolve_folder(PACKAGED))  # BERT's vocabulary
+    # BERT's vocabulary, where the model has none.
+    tokenizer = subject.model.tokenizer or load_tokenizer(resolve_folder(PACKAGED))
     split = tokenize(task.splits[name], tokenizer, MAX_SEQ_LENGTH)
-    executors = {
-        name: make_executor(name, subject.config, subject.params) for name in args.executors
-    }
+    executors = {name: subject.model.executor(name) for name in args.executors}
     rows = []
     for batch_size in args.batch_sizes:
         calls, about = {}, {}

@@ -31,6 +31,7 @@ from dpbert_jax.integrity import (
     write_sums,
 )
 from dpbert_jax.policies.dpbert import Params, init_params
+from dpbert_jax.run_folder import EXPORT_CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ HUB_FILES = [
     # Beside a vocab.txt without tokenizer.json: the tokens and settings that it lacks.
     "added_tokens.json",
     "special_tokens_map.json",
+    EXPORT_CONFIG,  # the longest input
 ]
 
 

@@ -12,7 +12,7 @@ from dpbert_jax.benchmark.command import benchmark
 from dpbert_jax.benchmark.subjects import load_subject, random_batch, subset
 from dpbert_jax.benchmark.timing import interleaved, summary
 from dpbert_jax.errors import UserError
-from dpbert_jax.inference import Rule, make_executor
+from dpbert_jax.inference import Rule
 
 
 def flags(run, **more):
@@ -69,10 +69,11 @@ def test_random_plans_are_independent_and_of_the_depth_asked(tiny_run):
 
 def test_subset_is_the_model_with_the_other_layers_skipped(tiny_run):
     subject = load_subject(flags(tiny_run))
-    batch = random_batch(subject.config.encoder, 1, 8, seed=0) | {"input_ids": np.full((1, 8), 7)}
-    alone = make_executor("cond", *subset(subject, 2))(batch, Rule(1.0, -np.inf, 0))
+    batch = random_batch(subject.model.config.encoder, 1, 8, seed=0)
+    batch["input_ids"] = np.full((1, 8), 7)
+    alone = subset(subject.model, 2).executor("cond")(batch, Rule(1.0, -np.inf, 0))
     plan = np.array([[1, 1, 0]])
-    whole = make_executor("cond", subject.config, subject.params)(batch, Rule(1.0, 0.0, 2), plan)
+    whole = subject.model.executor("cond")(batch, Rule(1.0, 0.0, 2), plan)
     np.testing.assert_allclose(alone.logits, whole.logits, atol=1e-5)
 
 
@@ -131,10 +132,10 @@ def started(name, run, folder):
     if peers.available([name])[1]:
         pytest.skip(f"{name} is not installed")
     subject = load_subject(flags(run))
-    batch = random_batch(subject.config.encoder, 3, 8, seed=1)
+    batch = random_batch(subject.model.config.encoder, 3, 8, seed=1)
     batch["input_ids"] = batch["input_ids"] % 20
     batch["attention_mask"][1, 5:] = 0
-    peers.write_models(folder, [name], subject.config, subject.params)
+    peers.write_models(folder, [name], subject.model)
     return subject, batch, peers.Peer(name, folder, threads=1)
 
 
@@ -144,7 +145,7 @@ def test_a_peer_computes_the_dense_model(name, tiny_run, tmp_path):
     subject, batch, peer = started(name, tiny_run, tmp_path)
     (logits,), seconds = peer.run([batch], repeats=2)
     peer.close()
-    execute = make_executor("masked", subject.config, subject.params)
+    execute = subject.model.executor("masked")
     np.testing.assert_allclose(logits, execute(batch, Rule(1.0, -np.inf, 2)).logits, atol=1e-5)
     assert len(seconds) == 2
 
@@ -152,7 +153,7 @@ def test_a_peer_computes_the_dense_model(name, tiny_run, tmp_path):
 @pytest.mark.parametrize("name", ["export-onnx", "export-int8", "export-torch"])
 def test_an_exported_model_is_a_peer_that_skips(name, tiny_run, tmp_path):
     subject, batch, peer = started(name, tiny_run, tmp_path)
-    execute = make_executor("masked", subject.config, subject.params)
+    execute = subject.model.executor("masked")
     for keep in (1, 2, 3):
         (logits,), _ = peer.run([exports.with_budget(batch, keep / 3)])
         wanted = execute(batch, subject.rule(keep)).logits
