@@ -17,6 +17,7 @@ class Verb(NamedTuple):
 VERBS = {
     "train": Verb("training.command", "fine-tune a BERT together with its planner", True),
     "eval": Verb("evaluation.command", "score a run at budgets, or answer a file's rows"),
+    "predict": Verb("evaluation.predict", "answer texts: of a file, a pipe or flags"),
     "baselines": Verb("study.baselines", "train static models and early exits of a run", True),
     "sweep": Verb("study.sweep", "a run's whole curve, beside controls at the same cost"),
     "seeds": Verb("study.seeds", "means and deviations over the sweeps of several seeds"),

@@ -12,17 +12,32 @@ from transformers import HfArgumentParser
 from dpbert_jax.errors import UserError
 from dpbert_jax.run_glue import without_run_glue
 
+MODEL = "model_name_or_path"
+# Flags that once had another name, and what is given in their place.
+RENAMED = {
+    "run_dir": (MODEL, "give the run first, without a flag, or as --model_name_or_path"),
+    "model": (MODEL, "give the model first, without a flag, or as --model_name_or_path"),
+    "budgets": ("budget", "give --budget and the numbers with blanks between: --budget 1.0 0.6"),
+    "output": ("output_dir", "give --output_dir"),
+    "data": ("data_dir", "give --data_dir"),
+}
+
 
 def flag(default: Any, text: str) -> Any:
     """A field of an arguments dataclass: a flag with its default and its line of help."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 
+def list_flag(default: Sequence[Any], text: str) -> Any:
+    """The same of a flag with several values, blanks between."""
+    return dataclasses.field(default_factory=lambda: list(default), metadata={"help": text})
+
+
 def parse(
     arguments: type,
     description: str | None,
     argv: Sequence[str] | None = None,
-    positional: str | None = None,
+    positional: str = MODEL,
     script: str | None = None,
 ) -> Any:
     """Parses flags into the dataclass; argparse itself exits with 2 on what it cannot read.
@@ -30,15 +45,27 @@ def parse(
     Args:
         script: train.py or eval.py, whose flags are run_glue's: it answers those that it lacks.
         positional: the flag whose value may also stand first, bare.
+
+    Raises:
+        UserError: a flag has another name now, or is run_glue's.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if script:
         argv = without_run_glue(argv, script)
-    if positional and argv and not argv[0].startswith("-"):
+    if argv and not argv[0].startswith("-"):
         argv.insert(0, f"--{positional}")
+    _answer_renamed(argv, {field.name for field in dataclasses.fields(arguments)})
     parser = HfArgumentParser(arguments, description=description, allow_abbrev=False)  # type: ignore[arg-type]
     # Unknown flags come first: a misspelt one is seldom what the dataclass finds missing.
     return arguments(**vars(parser.parse_args(argv)))
+
+
+def _answer_renamed(argv: Sequence[str], names: set[str]) -> None:
+    for part in argv:
+        old = part.removeprefix("--").partition("=")[0].replace("-", "_")
+        new, answer = RENAMED.get(old, ("", ""))
+        if part.startswith("--") and old not in names and new in names:
+            raise UserError(f"There is no --{old}: {answer}.")
 
 
 def unused_folder(path: str, flag_name: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.data import (
     LENGTH_BUCKETS,
     Batch,
@@ -23,8 +24,10 @@ from dpbert_jax.data import (
 )
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
+from dpbert_jax.export_formats import export_format
 from dpbert_jax.flags import unused_folder
 from dpbert_jax.hub import load_run, save_folder
+from dpbert_jax.hub.upload import upload_folder
 from dpbert_jax.inference.executors import Executor, make_executor
 from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.inference.path import Weights, prepare
@@ -97,6 +100,64 @@ class Model:
         except OSError as error:
             raise UserError(f"{place} cannot be written: {error.strerror}.") from error
 
+    def export(
+        self,
+        format: str,
+        folder: str | Path,
+        *,
+        plan_rule: str = "threshold",
+        int8: bool = False,
+        default_budget: float | None = None,
+    ) -> None:
+        """Writes the model for another runtime, as `dpbert export` does: a new folder, whole.
+
+        Args:
+            format: `huggingface` (PyTorch), `onnx`, `stablehlo`, or one that another package names
+                (`export_formats`).
+            plan_rule: the rule inside the artifact; in PyTorch it is an argument of each call.
+            int8: the planned layers in int8; `onnx` only.
+            default_budget: of calls that name none. Default: the config's, or else 0.75.
+
+        Raises:
+            UserError: the format is unknown, lacks a package, or cannot have what was asked; or the
+                folder is in use or cannot be written.
+        """
+        export_format(format).export(
+            self, Path(folder), plan_rule=plan_rule, int8=int8, default_budget=default_budget
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a DPBERT",
+        default_budget: float | None = None,
+    ) -> str:
+        """Uploads what the format `huggingface` writes: weights, tokenizer, code, model card.
+
+        `from_pretrained(repo_id)` loads it again. The card has the task, the budgets, and the
+        scores that the files of the folder hold which the model was loaded from.
+
+        Args:
+            private: of a repository that is new; None: as the owner's settings have it.
+            token: default: the one that `hf auth login` left, or HF_TOKEN.
+            default_budget: as of `export`.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            UserError: the hub refuses, or cannot be reached; or as `export` does.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "model"
+            self.export("huggingface", folder, default_budget=default_budget)
+            return upload_folder(
+                folder, repo_id, private=private, token=token, commit_message=commit_message
+            )
+
     def executor(self, name: str, *, chunk_size: int | None = None) -> Executor:
         """An executor of the model, by name: see `inference.make_executor`.
 
@@ -152,7 +213,7 @@ class Model:
             lengths = batch["attention_mask"].sum(axis=1)
             gates = mask[:, self.config.stem_layers :]
             cost[numbers] = np.asarray(plan_cost(self.config, gates, lengths))[real]
-        labels, scores, shares = self._answers(logits)
+        labels, scores, shares = decode_logits(encoder, logits)
         layers = [tuple(np.flatnonzero(row).tolist()) for row in layer_mask]
         columns = labels, scores, layers, shares, cost.tolist(), truncated.tolist()
         return [Prediction(*row) for row in zip(*columns, strict=True)]
@@ -214,20 +275,22 @@ class Model:
             for batch in chunks(split, CHUNK_ROWS, longest, pad_token_id=pad):
                 yield self._many, batch
 
-    def _answers(self, logits: np.ndarray) -> tuple[list[Any], list[float], list[Any]]:
-        """Of each row of logits [N, C]: label, score, probabilities."""
-        encoder = self.config.encoder
-        answer = answers(logits, encoder.problem_type)
-        if encoder.is_regression:
-            return [None] * len(logits), answer.tolist(), [None] * len(logits)
-        names = encoder.label_names
-        shares = probabilities(logits, encoder.problem_type)
-        if encoder.is_multi_label:
-            labels: list[Any] = [tuple(names[i] for i in np.flatnonzero(row)) for row in answer]
-        else:
-            labels = [names[i] for i in answer]
-        named = [dict(zip(names, row, strict=True)) for row in shares.tolist()]
-        return labels, shares.max(axis=1).tolist(), named
+
+def decode_logits(
+    encoder: EncoderConfig, logits: np.ndarray
+) -> tuple[list[Any], list[float], list[Any]]:
+    """Label, score and probabilities of each row of logits [N, C], as a `Prediction` has them."""
+    answer = answers(logits, encoder.problem_type)
+    if encoder.is_regression:
+        return [None] * len(logits), answer.tolist(), [None] * len(logits)
+    names = encoder.label_names
+    shares = probabilities(logits, encoder.problem_type)
+    if encoder.is_multi_label:
+        labels: list[Any] = [tuple(names[i] for i in np.flatnonzero(row)) for row in answer]
+    else:
+        labels = [names[i] for i in answer]
+    named = [dict(zip(names, row, strict=True)) for row in shares.tolist()]
+    return labels, shares.max(axis=1).tolist(), named
 
 
 def _refuse_fork() -> None:

@@ -15,6 +15,7 @@ RESOLVED = "resolved"  # in it, what followed from the flags, the devices and th
 COLUMNS = "columns"  # and in that, the columns that the run was trained on
 SKIPPED_ROWS = "skipped_rows.txt"  # there only where rows were skipped
 METRICS = "metrics.jsonl"
+HELD_OUT = "rows held out of training"  # what a run finds its thresholds on
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 WANDB = "wandb"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from dpbert_jax.errors import UserError
 
-_PREDICT = "answers to a file's rows are eval.py's: --predict_file FILE --output_file FILE"
+_PREDICT = "texts are answered by `dpbert predict MODEL --input_file FILE --output_file FILE`"
 _WHILE_TRAINING = "a run is scored at its end; --keep_best BUDGET scores each epoch of stage 3"
 _SAVES = "checkpoints are written every --save_steps steps, and the newest two are kept"
 _DATASET = (
@@ -20,7 +20,7 @@ _HALF = "half precision is --bf16"
 _FOLDER = "config and tokenizer come from the folder of --model_name_or_path"
 _SEED = "--seed decides the order of the rows"
 _HUB = "a hub token is read from HF_TOKEN, the cache's place from HF_HOME"
-_UPLOAD = "a finished folder is uploaded with `hf upload NAME FOLDER`"
+_UPLOAD = "a finished run is uploaded by Model.from_pretrained(FOLDER).push_to_hub(NAME)"
 _OPTIMIZER = "the optimizer is AdamW with a linear schedule; --warmup_ratio is its warm-up"
 
 TRAIN: dict[str, str] = {

@@ -9,10 +9,12 @@ from transformers import BertTokenizer
 
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.errors import UserError
-from dpbert_jax.export.formats import FORMATS, Model, load_artifact, write_artifact
+from dpbert_jax.export.formats import ExportOptions, load_artifact, write_artifact
 from dpbert_jax.export.torch_folder import save_torch_folder
+from dpbert_jax.export_formats import export_format, export_format_names
 from dpbert_jax.hub import folders, load_params, load_run, load_tokenizer, save_folder
 from dpbert_jax.integrity import SUMS, inside, read_sums, seal, update_sums, verify
+from dpbert_jax.model import Model
 
 CONFIG = DPBertConfig(TINY, PlannerConfig(hidden_size=8), Calibration((0.4, 1.0), (0.2, -6.0)))
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
@@ -22,7 +24,7 @@ FLIPS = 25
 @pytest.fixture(scope="module")
 def model(random_params):
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
-    return Model(CONFIG, random_params(CONFIG), tokenizer, "threshold", False, 16)
+    return Model(CONFIG, random_params(CONFIG), tokenizer, 16)
 
 
 @pytest.fixture
@@ -71,20 +73,19 @@ def test_a_changed_bit_of_a_run_is_noticed_and_its_file_named(folder):
     load_run(str(folder))
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_changed_bit_of_an_export_is_noticed_and_its_file_named(
-    form, model, tmp_path, monkeypatch
-):
-    write_artifact(form, tmp_path, model)
+@pytest.mark.parametrize("form", export_format_names())
+def test_a_changed_bit_of_an_export_is_noticed_and_its_file_named(form, model, tmp_path):
+    written = export_format(form)
+    write_artifact(written, tmp_path, model, ExportOptions())
     assert coreutils(tmp_path) == 0
     assert set(read_sums(tmp_path)) == {path.name for path in tmp_path.iterdir()} - {SUMS}
-    monkeypatch.setitem(FORMATS, form, FORMATS[form]._replace(load=lambda *_: len))
+    read = written._replace(load=lambda *_: len)
     for path in flips(tmp_path):
         with pytest.raises(UserError, match=re.escape(path.name)):
-            load_artifact(form, tmp_path, model)
+            load_artifact(read, tmp_path, model, ExportOptions())
         with pytest.raises(UserError, match=re.escape(path.name)):
             load_run(str(tmp_path)) if form == "huggingface" else verify(tmp_path)
-    assert load_artifact(form, tmp_path, model) is len
+    assert load_artifact(read, tmp_path, model, ExportOptions()) is len
 
 
 def test_each_reader_checks_what_it_reads(folder):

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "dpbert_jax"
 # From the ground up; what stands together on a line is one floor.
 ROOMS = (
     ("errors", "problem", "allocator", "programs"),
-    ("run_folder", "run_glue"),
+    ("run_folder", "run_glue", "export_formats"),
     ("flags", "integrity", "families"),
     ("hosts", "bucket", "config"),
     ("encoder",),

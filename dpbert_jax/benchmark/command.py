@@ -27,7 +27,7 @@ logger = logging.getLogger("dpbert_jax.benchmark")
 
 def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     """Measures, prints, writes what was asked."""
-    names, skipped = available(args.names("peers"))
+    names, skipped = available(args.peers)
     # Refused before anything is measured.
     if args.plot:
         check_plot(Path(args.plot))
@@ -41,17 +41,17 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if names:
-            write_models(folder, names, subject.config, jax.device_get(subject.params))
+            write_models(folder, names, subject.model)
         peers = {}
         for name in names:
             peers[name] = Peer(name, folder, threads)
             stack.callback(peers[name].close)
-        if args.data:
+        if args.data_dir:
             rows, data = measure_throughput(args, subject, peers)
         else:
             rows, data = measure_latency(args, subject, peers), None
     report = {
-        "model": args.model,
+        "model": args.model_name_or_path,
         "plans": "random, independent" if subject.random_plans else "planner, top_k",
         "data": data,
         "threads": threads,
@@ -63,7 +63,7 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     }
     _print_card(report)
     if args.plot:
-        title = f"{Path(args.model).name}, {threads} threads, float32"
+        title = f"{Path(args.model_name_or_path).name}, {threads} threads, float32"
         if data:
             plot_throughput(Path(args.plot), rows, f"{title}: {data['task']} validation")
         else:

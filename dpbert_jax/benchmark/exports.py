@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dpbert_jax.config import DPBertConfig
-from dpbert_jax.encoder.operations import Params
 from dpbert_jax.export.torch_folder import save_torch_code
 from dpbert_jax.hub.folders import save_weights
+from dpbert_jax.model import Model
 
 PACKAGES = {
     "export-onnx": ("onnx", "onnxruntime"),
@@ -28,8 +27,9 @@ def with_budget(batch: Mapping[str, np.ndarray], share: float) -> dict[str, np.n
     return {**batch, BUDGET: np.array(share, np.float32)}
 
 
-def write_export(folder: Path, name: str, config: DPBertConfig, params: Params) -> None:
+def write_export(folder: Path, name: str, model: Model) -> None:
     """Writes what the peer loads; every number of layers that the stem allows can be asked for."""
+    config, params = model.config, model.params
     assert config.planner is not None
     lowest = config.stem_layers / config.encoder.num_hidden_layers
     planner = dataclasses.replace(config.planner, min_budget=lowest, max_budget=1.0, min_layers=0)
@@ -43,8 +43,8 @@ def write_export(folder: Path, name: str, config: DPBertConfig, params: Params) 
 
     from dpbert_jax.export.onnx_planned import planned_onnx
 
-    model = planned_onnx(config, params, "top_k", int8=name == "export-int8")
-    onnx.save(model, str(folder / f"{name}.onnx"))
+    graph = planned_onnx(config, params, "top_k", int8=name == "export-int8")
+    onnx.save(graph, str(folder / f"{name}.onnx"))
 
 
 def load_exported_torch(folder: Path, threads: int) -> Call:

@@ -14,7 +14,7 @@ from dpbert_jax.benchmark.peers import Peer
 from dpbert_jax.benchmark.subjects import Batch, Subject, random_batch, subset
 from dpbert_jax.benchmark.timing import interleaved
 from dpbert_jax.errors import UserError
-from dpbert_jax.inference import Executor, Rule, make_executor
+from dpbert_jax.inference import Executor, Rule
 from dpbert_jax.inference.path import prepare
 from dpbert_jax.policies.gates import FREE
 from dpbert_jax.policies.protocol import Planned
@@ -26,23 +26,23 @@ def measure_latency(
     args: BenchmarkArguments, subject: Subject, peers: Mapping[str, Peer]
 ) -> list[Row]:
     """A row for each batch size, sequence length, variant and number of layers kept."""
-    for length in args.numbers("seq_lengths"):
-        if length > subject.config.encoder.longest_input:
+    for length in args.seq_lengths:
+        if length > subject.model.config.encoder.longest_input:
             raise UserError(
                 f"--seq_lengths {length}: the model has positions for "
-                f"{subject.config.encoder.longest_input} tokens."
+                f"{subject.model.config.encoder.longest_input} tokens."
             )
-    names = args.names("executors")
-    executors = {name: make_executor(name, subject.config, subject.params) for name in names}
+    names = args.executors
+    executors = {name: subject.model.executor(name) for name in names}
     compiled = {
-        keep: make_executor("cond", *subset(subject, keep))
+        keep: subset(subject.model, keep).executor("cond")
         for keep in subject.keeps
-        if 1 in args.numbers("batch_sizes") and "cond" in names
+        if 1 in args.batch_sizes and "cond" in names
     }
     rows = []
-    for batch_size in args.numbers("batch_sizes"):
-        for length in args.numbers("seq_lengths"):
-            batch = random_batch(subject.config.encoder, batch_size, length, args.seed)
+    for batch_size in args.batch_sizes:
+        for length in args.seq_lengths:
+            batch = random_batch(subject.model.config.encoder, batch_size, length, args.seed)
             rows += _one_shape(args, subject, batch, executors, compiled, peers)
     return rows
 
@@ -94,9 +94,9 @@ def _blocking(execute: Executor, batch: Batch, rule: Rule, plan: np.ndarray | No
 
 def _planner_call(subject: Subject, batch: Batch) -> Callable[[], Any]:
     """The planner alone, its plan brought to the host."""
-    config = subject.config
+    config = subject.model.config
     policy = Planned(config)
-    weights = prepare(config, policy, subject.params, np.float32).policy
+    weights = prepare(config, policy, subject.model.params, np.float32).policy
     shape = (*batch["input_ids"].shape, config.encoder.hidden_size)
     states = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     forced = jnp.full((shape[0], config.num_gates), FREE)

@@ -6,6 +6,7 @@ Apart because their idle threads spin: a runtime in the same process slowed the 
 it by a fifth. Each is set as its makers advise for latency on a CPU, with the threads asked for.
 """
 
+import dataclasses
 import importlib
 import importlib.util
 import multiprocessing
@@ -16,13 +17,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from dpbert_jax.benchmark import exports, torch_training
-from dpbert_jax.config import DPBertConfig
-from dpbert_jax.encoder.operations import Params
+from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub.folders import save_weights
+from dpbert_jax.model import Model
 
 PACKAGES = {  # what a peer needs, by the names of their modules
     "torch": ("torch",),
@@ -40,7 +42,7 @@ def available(names: list[str]) -> tuple[list[str], dict[str, str]]:
     """Which peers can run, and why the others cannot."""
     unknown = sorted(set(names) - set(PACKAGES))
     if unknown:
-        raise UserError(f"--peers {','.join(unknown)}: must be of {list(PACKAGES)}.")
+        raise UserError(f"--peers {' '.join(unknown)}: must be of {list(PACKAGES)}.")
     missing = {
         name: [module for module in PACKAGES[name] if importlib.util.find_spec(module) is None]
         for name in names
@@ -53,33 +55,34 @@ def available(names: list[str]) -> tuple[list[str], dict[str, str]]:
     return [name for name in names if name not in skipped], skipped
 
 
-def write_models(folder: Path, names: list[str], config: DPBertConfig, params: Params) -> None:
+def write_models(folder: Path, names: list[str], model: Model) -> None:
     """Writes what the peers load: a Hugging Face folder, ONNX plain and fused, exports."""
+    model = dataclasses.replace(model, params=jax.device_get(model.params))
+    encoder, params = model.config.encoder, model.params
     for name in names:
         if name in exports.PACKAGES:
-            exports.write_export(folder, name, config, params)
-    dense = DPBertConfig(config.encoder)
+            exports.write_export(folder, name, model)
     if "torch" in names:
-        save_weights(folder, dense, params)
+        save_weights(folder, DPBertConfig(encoder), params)
     if {"onnxruntime", "openvino"} & set(names):
         import onnx
 
         from dpbert_jax.export.onnx import dense_onnx
 
-        model = dense_onnx(config.encoder, params)
-        onnx.save(model, str(folder / "plain.onnx"))
+        graph = dense_onnx(encoder, params)
+        onnx.save(graph, str(folder / "plain.onnx"))
         if "onnxruntime" in names:
-            _fuse(model, config).save_model_to_file(str(folder / "fused.onnx"))
+            _fuse(graph, encoder).save_model_to_file(str(folder / "fused.onnx"))
 
 
-def _fuse(model: Any, config: DPBertConfig) -> Any:
+def _fuse(graph: Any, encoder: EncoderConfig) -> Any:
     from onnxruntime.transformers.optimizer import optimize_model
 
     return optimize_model(
-        model,
+        graph,
         model_type="bert",
-        num_heads=config.encoder.num_attention_heads,
-        hidden_size=config.encoder.hidden_size,
+        num_heads=encoder.num_attention_heads,
+        hidden_size=encoder.hidden_size,
         opt_level=0,
     )
 

@@ -1,16 +1,16 @@
 """What is measured: the model, its batches, its plans."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
 from dpbert_jax.config import BERT_BASE, DPBertConfig, EncoderConfig, PlannerConfig
 from dpbert_jax.errors import UserError
-from dpbert_jax.hub import load_run
 from dpbert_jax.inference import Rule
-from dpbert_jax.policies.dpbert import Params, init_params
+from dpbert_jax.model import Model
+from dpbert_jax.policies.dpbert import init_params
 
 SHAPES = {
     "bert-base": BERT_BASE,
@@ -24,50 +24,49 @@ Batch = dict[str, np.ndarray]
 class Subject(NamedTuple):
     """A model with a planner; `random_plans` tells whose plans are run."""
 
-    config: DPBertConfig
-    params: Params
-    tokenizer: Any  # None where the weights are random
+    model: Model  # without a tokenizer where the weights are random
     random_plans: bool
     keeps: list[int]  # layers that a row runs, one after the other
 
     @property
     def layers(self) -> int:
-        return self.config.encoder.num_hidden_layers
+        return self.model.config.encoder.num_hidden_layers
 
     def rule(self, keep: int) -> Rule:
         """The planner's own plans of `keep` layers."""
-        return Rule(keep / self.layers, -np.inf, keep - self.config.stem_layers)
+        return Rule(keep / self.layers, -np.inf, keep - self.model.config.stem_layers)
 
     def plan(self, rows: int, keep: int, seed: int) -> np.ndarray | None:
         """An independent plan of `keep` layers for each row, [B, L]; None: the planner's own."""
         if not self.random_plans:
             return None
-        stem, random = self.config.stem_layers, np.random.default_rng([seed, keep])
+        stem, random = self.model.config.stem_layers, np.random.default_rng([seed, keep])
         order = random.random((rows, self.layers - stem)).argsort(axis=1).argsort(axis=1)
         return np.concatenate([np.ones((rows, stem)), order < keep - stem], axis=1)
 
 
 def load_subject(args: BenchmarkArguments) -> Subject:
     """The model that the flags name, checked against what they ask of it."""
-    if args.model in SHAPES:
-        config = DPBertConfig(SHAPES[args.model], PlannerConfig())
-        params, tokenizer = init_params(config, args.seed), None
+    if args.model_name_or_path in SHAPES:
+        config = DPBertConfig(SHAPES[args.model_name_or_path], PlannerConfig())
+        longest = config.encoder.longest_input
+        model = Model(config, init_params(config, args.seed), None, longest)
         random_plans = args.plans != "planner"
     else:
-        _, config, params, tokenizer = load_run(args.model)
-        if config.planner is None:
-            raise UserError(f"--model {args.model} has no planner: there is nothing to skip.")
+        model = Model.from_pretrained(args.model_name_or_path)
+        if model.config.planner is None:
+            raise UserError(f"{args.model_name_or_path} has no planner: there is nothing to skip.")
         random_plans = args.plans == "random"
-    layers, stem = config.encoder.num_hidden_layers, config.stem_layers
+    layers, stem = model.config.encoder.num_hidden_layers, model.config.stem_layers
     if args.keep is None:
         quarters = {max(layers * part // 4, stem, 1) for part in (1, 2, 3, 4)}
         keeps = sorted(quarters, reverse=True)
     else:
-        keeps = args.numbers("keep")
+        keeps = args.keep
     for keep in keeps:
         if not stem <= keep <= layers:
             raise UserError(f"--keep {keep}: this model runs {stem} (its stem) to {layers} layers.")
-    return Subject(config, params, tokenizer, random_plans, keeps)
+    return Subject(model, random_plans, keeps)
 
 
 def random_batch(config: EncoderConfig, rows: int, length: int, seed: int) -> Batch:
@@ -81,8 +80,9 @@ def random_batch(config: EncoderConfig, rows: int, length: int, seed: int) -> Ba
     }
 
 
-def subset(subject: Subject, layers: int) -> tuple[DPBertConfig, Params]:
+def subset(model: Model, layers: int) -> Model:
     """A dense model of the first `layers` layers alone: what ideal skipping would compile to."""
-    encoder = dataclasses.replace(subject.config.encoder, num_hidden_layers=layers)
+    encoder = dataclasses.replace(model.config.encoder, num_hidden_layers=layers)
     kept = {f"layer_{i}" for i in range(layers)} | {"embeddings", "head"}
-    return DPBertConfig(encoder), {k: v for k, v in subject.params.items() if k in kept}
+    params = {name: part for name, part in model.params.items() if name in kept}
+    return dataclasses.replace(model, config=DPBertConfig(encoder), params=params, folder=None)

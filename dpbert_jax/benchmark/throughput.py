@@ -12,7 +12,7 @@ from dpbert_jax.benchmark.subjects import Batch, Subject
 from dpbert_jax.benchmark.timing import interleaved
 from dpbert_jax.data import TokenizedSplit, batches, chunks, load_task, tokenize
 from dpbert_jax.hub import load_tokenizer, resolve_folder
-from dpbert_jax.inference import Executor, make_executor
+from dpbert_jax.inference import Executor
 from dpbert_jax.inference.executors import INPUTS
 from dpbert_jax.inference.packed import CHUNK_ROWS
 
@@ -29,19 +29,17 @@ def measure_throughput(
     once more with the rows sorted by length; `cond`, `chunked` and `masked` by length bucket;
     `packed` not at all, whole chunks at once, whatever the batch size.
     """
-    task = load_task(data_dir=args.data)
+    task = load_task(data_dir=args.data_dir)
     name = task.spec.validation_splits[0]
-    tokenizer = subject.tokenizer or load_tokenizer(resolve_folder("minilm"))  # BERT's vocabulary
+    # BERT's vocabulary, where the model has none.
+    tokenizer = subject.model.tokenizer or load_tokenizer(resolve_folder("minilm"))
     split = tokenize(task.splits[name], tokenizer, MAX_SEQ_LENGTH)
-    executors = {
-        name: make_executor(name, subject.config, subject.params)
-        for name in args.names("executors")
-    }
+    executors = {name: subject.model.executor(name) for name in args.executors}
     rows = []
-    for batch_size in args.numbers("batch_sizes"):
+    for batch_size in args.batch_sizes:
         calls, about = {}, {}
         for name, execute in executors.items():
-            if name == "packed" and batch_size != max(args.numbers("batch_sizes")):
+            if name == "packed" and batch_size != max(args.batch_sizes):
                 continue
             size = CHUNK_ROWS if name == "packed" else batch_size
             made = chunks if name == "packed" else batches

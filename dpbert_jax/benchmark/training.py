@@ -43,7 +43,10 @@ Timed = Callable[[Batch], float]  # takes a step, tells its seconds
 
 @dataclass(frozen=True)
 class TrainingArguments:
-    model: str = flag("minilm", "Pretrained BERT: a hub id, a folder, or `minilm`.")
+    model_name_or_path: str = flag(
+        "minilm",
+        "Pretrained BERT: a hub id, a folder, or `minilm`; may be given first, without flag.",
+    )
     task_name: str | None = flag(None, "A GLUE task, or `docstrings` (built in, offline).")
     data_dir: str | None = flag(None, "Folder of a GLUE task's official TSV files.")
     per_device_train_batch_size: int = flag(32, "Rows of a batch.")
@@ -69,7 +72,7 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
     if args.json:
         make_room("json", Path(args.json))
     names, skipped = available(["torch"])
-    source = resolve_folder(args.model)
+    source = resolve_folder(args.model_name_or_path)
     task = load_task(task_name=args.task_name, data_dir=args.data_dir)
     encoder = dataclasses.replace(
         read_config(source).encoder,
@@ -106,7 +109,7 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
                 variants[name] = (timed, made)
         rows = measure(variants, args.repeats)
     report = {
-        "model": args.model,
+        "model": args.model_name_or_path,
         "task": task.spec.name,
         "rows": len(split),
         "mean_length": float(split.lengths.mean()),

@@ -10,7 +10,7 @@ A row that cannot be read does not end the reading: a BadRow stands in its place
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
@@ -38,36 +38,67 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def text_lines(path: Path, faults: list[BadRow]) -> Iterator[str]:
-    """The lines of a UTF-8 file, line ends kept, a leading byte-order mark removed.
+    """The lines of a UTF-8 file, as `decoded` gives them.
 
-    Lines end at `\\n` only: `str.splitlines` would also split at characters that occur in texts.
-    A line that is not UTF-8, or has a NUL in it, comes out all the same, as far as it can be
-    decoded, since the row's end may depend on it; and `faults` gets what is wrong with it.
     Raises UserError for a missing or empty file.
     """
     _check_file(path)
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path.name} line {number}"
-            if b"\0" in line:
-                faults.append(
-                    BadRow(
-                        f"{place}: byte {line.index(0) + 1} is NUL, which is no text; "
-                        "save the file as UTF-8."
-                    )
+        yield from decoded(path.name, file, faults)
+
+
+def decoded(name: str, lines: Iterable[bytes], faults: list[BadRow]) -> Iterator[str]:
+    """UTF-8 lines as text, line ends kept, a leading byte-order mark removed.
+
+    Lines end at `\\n` only: `str.splitlines` would also split at characters that occur in texts.
+    A line that is not UTF-8, or has a NUL in it, comes out all the same, as far as it can be
+    decoded, since the row's end may depend on it; and `faults` gets what is wrong with it.
+    """
+    for number, line in enumerate(lines, start=1):
+        place = f"{name} line {number}"
+        if b"\0" in line:
+            faults.append(
+                BadRow(
+                    f"{place}: byte {line.index(0) + 1} is NUL, which is no text; "
+                    "save the file as UTF-8."
                 )
-            encoding = "utf-8-sig" if number == 1 else "utf-8"
-            try:
-                text = line.decode(encoding)
-            except UnicodeDecodeError as error:
-                faults.append(
-                    BadRow(
-                        f"{place}: byte {error.start + 1} is not valid UTF-8; "
-                        "save the file as UTF-8."
-                    )
+            )
+        encoding = "utf-8-sig" if number == 1 else "utf-8"
+        try:
+            text = line.decode(encoding)
+        except UnicodeDecodeError as error:
+            faults.append(
+                BadRow(
+                    f"{place}: byte {error.start + 1} is not valid UTF-8; save the file as UTF-8."
                 )
-                text = line.decode(encoding, "replace")
-            yield text
+            )
+            text = line.decode(encoding, "replace")
+        yield text
+
+
+def text_on_each(name: str, lines: Iterable[bytes]) -> Iterator[str]:
+    """The texts of lines with one text each.
+
+    Raises BadRow for a line that is blank or no text: none is left out.
+    """
+    faults: list[BadRow] = []
+    for number, line in enumerate(decoded(name, lines, faults), start=1):
+        fault = _taken(faults)
+        if fault is None and not line.strip():
+            fault = BadRow(f"{name} line {number}: the line is empty; fill it in or remove it.")
+        if fault:
+            raise fault
+        yield line.rstrip("\r\n")
+
+
+def text_file(path: Path) -> list[str]:
+    """The texts of a plain file, one a line.
+
+    Raises UserError for a missing or empty file, and as `text_on_each` does.
+    """
+    _check_file(path)
+    with path.open("rb") as file:
+        return list(text_on_each(path.name, file))
 
 
 def tsv_records(path: Path) -> Iterator[Record]:

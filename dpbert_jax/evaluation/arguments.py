@@ -1,22 +1,22 @@
 """The flags of `eval.py`, named as in Hugging Face's run_glue where it has them."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from dpbert_jax.errors import UserError
-from dpbert_jax.flags import flag
-
-ANSWER_FILES = (".csv", ".tsv", ".jsonl")
+from dpbert_jax.evaluation.answer_files import check_answer_file
+from dpbert_jax.flags import flag, list_flag
 
 
 @dataclass(frozen=True)
 class EvalArguments:
     model_name_or_path: str = field(
-        metadata={"help": "A run folder of train.py, or any fine-tuned BERT classifier."}
+        metadata={
+            "help": "A run folder of train.py, or any fine-tuned BERT classifier; may be given "
+            "first, without flag."
+        }
     )
-    budget: list[float] = field(
-        default_factory=lambda: [1.0],
-        metadata={"help": "Shares of the dense FLOPs to spend, in (0, 1]; one or several."},
+    budget: list[float] = list_flag(
+        [1.0], "Shares of the dense FLOPs to spend, in (0, 1]; one or several."
     )
     plan_rule: str = flag(
         "threshold", "threshold: depth varies with the input; top_k: the same for every input."
@@ -45,12 +45,10 @@ class EvalArguments:
     label_column_name: str | None = flag(
         None, "Column of the labels. Default: the training file's."
     )
-    label_mapping: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "NAME=CLASS for each class, a name in the data and the model's name or id of "
-            "it, as in negative=0 positive=1. Default: classes are matched by name."
-        },
+    label_mapping: list[str] | None = flag(
+        None,
+        "NAME=CLASS for each class, a name in the data and the model's name or id of it, as in "
+        "negative=0 positive=1. Default: classes are matched by name.",
     )
     positive_class: str | None = flag(None, "Class that F1 is of. Default: the run's.")
     on_bad_row: str | None = flag(
@@ -89,7 +87,4 @@ class EvalArguments:
             raise UserError("--predict_file and --output_file belong together: give both.")
         if self.predict_file and len(self.budget) > 1:
             raise UserError("--predict_file is answered at one --budget, not at several.")
-        if self.output_file and Path(self.output_file).suffix.lower() not in ANSWER_FILES:
-            raise UserError(
-                f"--output_file {self.output_file}: must end in one of {', '.join(ANSWER_FILES)}."
-            )
+        check_answer_file(self.output_file)

@@ -99,6 +99,7 @@ def evaluate(model: Model, teacher: Model | None, args: EvalArguments) -> list[R
                     "batch_size": run.batch_size,
                     **summarise(made, task.spec, split.labels, dense_metrics),
                     "dense_seconds": dense.seconds,
+                    "thresholds_from": config.calibration.inputs if config.calibration else None,
                     "dense_model": "teacher" if teacher else "self",
                     "versions": {name: version(name) for name in ("jax", "flax", "numpy")},
                     "device": jax.devices()[0].device_kind,

@@ -3,18 +3,20 @@
 from dataclasses import dataclass, field
 
 from dpbert_jax.errors import UserError
-from dpbert_jax.export.formats import FORMATS
+from dpbert_jax.export.formats import DEFAULT_BUDGET, ExportOptions
+from dpbert_jax.export_formats import export_format
 from dpbert_jax.flags import flag
-from dpbert_jax.inference import PLAN_RULES
-
-DEFAULT_BUDGET = 0.75
 
 
 @dataclass(frozen=True)
 class ExportArguments:
-    run_dir: str = field(metadata={"help": "Folder of a run; may be given first, without flag."})
-    format: str = field(metadata={"help": "huggingface (PyTorch), onnx or stablehlo."})
-    output: str = field(metadata={"help": "Folder to write; it must not hold anything yet."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder of a run; may be given first, without flag."}
+    )
+    format: str = field(
+        metadata={"help": "huggingface (PyTorch), onnx, stablehlo, or one of another package."}
+    )
+    output_dir: str = field(metadata={"help": "Folder to write; it must not hold anything yet."})
     plan_rule: str = flag(
         "threshold",
         "Rule inside onnx and stablehlo: threshold: depth varies with the input; top_k: the same "
@@ -37,13 +39,7 @@ class ExportArguments:
     validation_file: str | None = flag(None, "--verify on your own rows.")
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise UserError(f"--format is '{self.format}', but must be one of {list(FORMATS)}.")
-        if self.plan_rule not in PLAN_RULES:
-            raise UserError(
-                f"--plan_rule is '{self.plan_rule}', but must be one of {list(PLAN_RULES)}."
-            )
-        if self.int8 and self.format != "onnx":
-            raise UserError("--int8 is for --format onnx only.")
+        options = ExportOptions(self.plan_rule, self.int8)
+        export_format(self.format).check(options)
         if self.verify_samples < 1:
             raise UserError(f"--verify_samples is {self.verify_samples}, but must be at least 1.")

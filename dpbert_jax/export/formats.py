@@ -1,51 +1,53 @@
-"""The formats of an export: what each writes, needs, and how its artifact is run."""
+"""What a format of an export is: how it is written and run, and the folder around its artifact."""
 
-import importlib
+import copy
+import dataclasses
 import importlib.util
 import json
+import logging
+import shutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig, write_config
-from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
-from dpbert_jax.export.stablehlo import stablehlo_program
-from dpbert_jax.export.torch_folder import save_torch_folder
+from dpbert_jax.flags import unused_folder
+from dpbert_jax.inference import PLAN_RULES, resolve_rule
 from dpbert_jax.integrity import seal, verify
-from dpbert_jax.run_folder import EXPORT_CONFIG
+from dpbert_jax.model import Model
+from dpbert_jax.run_folder import EXPORT_CONFIG, read_max_seq_length
 
-ONNX = "model.onnx"
-STABLEHLO = "model.stablehlo"
+logger = logging.getLogger(__name__)
+
+DEFAULT_BUDGET = 0.75
 
 Batch = Mapping[str, np.ndarray]  # input_ids, attention_mask, token_type_ids: int, [B, S]
 Answer = tuple[np.ndarray, np.ndarray]  # logits [B, C] and layer_mask [B, L]
 Call = Callable[[Batch, float], Answer]  # an artifact, at a budget
 
 
-class Model(NamedTuple):
-    """What is exported, and how."""
+class ExportOptions(NamedTuple):
+    """How a model is exported."""
 
-    config: DPBertConfig
-    params: Params
-    tokenizer: Any
-    plan_rule: str
-    int8: bool
-    max_seq_length: int | None  # that it was trained at; None where the folder does not say
+    plan_rule: str = "threshold"
+    int8: bool = False
 
 
 class Format(NamedTuple):
-    """A format: the modules that writing and running take, and how to."""
+    """A format. Its entry point's name is its `name`; `write` finds the folder there, empty."""
 
-    to_write: tuple[str, ...]
-    to_run: tuple[str, ...]
-    extra: str  # of this package, that installs them
-    write: Callable[[Path, Model], None]
-    load: Callable[[Path, Model], Call]
+    name: str
+    write: Callable[[Path, Model, ExportOptions], None]
+    load: Callable[[Path, Model, ExportOptions], Call]
+    to_write: tuple[str, ...] = ()  # modules that writing takes, and running
+    to_run: tuple[str, ...] = ()
+    install: str = ""  # what pip installs them by
+    takes_int8: bool = False
+    rule_of_call: bool = False  # the plan rule is an argument of every call, fixed by no export
 
     def require(self, modules: tuple[str, ...], purpose: str) -> None:
         """Refuses where one of the modules is not installed.
@@ -57,23 +59,127 @@ class Format(NamedTuple):
         if missing:
             raise UserError(
                 f"{purpose} needs {', '.join(missing)}, not installed: "
-                f"pip install 'dpbert-jax[{self.extra}]'."
+                f"pip install '{self.install}'."
             )
 
+    def check(self, options: ExportOptions) -> None:
+        """Refuses what the format cannot write at all.
 
-def _write_beside(folder: Path, model: Model) -> None:
+        Raises:
+            UserError: modules are missing, or an option is unknown or not of this format.
+        """
+        self.require(self.to_write, f"--format {self.name}")
+        if options.plan_rule not in PLAN_RULES:
+            raise UserError(
+                f"--plan_rule is '{options.plan_rule}', but must be one of {list(PLAN_RULES)}."
+            )
+        if options.int8 and not self.takes_int8:
+            raise UserError(f"--int8 is not for --format {self.name}.")
+
+    def prepare(self, model: Model, options: ExportOptions, default_budget: float | None) -> Model:
+        """The model as it is written: with a budget for calls that name none, and with a tokenizer
+        that cuts, where it is asked to, as the model does.
+
+        Raises:
+            UserError: a call that names no budget could not be answered.
+        """
+        positions = model.config.encoder.longest_input
+        tokenizer = copy.deepcopy(model.tokenizer)
+        longest = model.max_seq_length
+        if model.folder is not None and read_max_seq_length(model.folder) is None:
+            longest = min(tokenizer.model_max_length, positions)
+        tokenizer.model_max_length = longest
+        budget = self._default_budget(model.config, options, default_budget)
+        return dataclasses.replace(
+            model,
+            config=dataclasses.replace(model.config, default_budget=budget),
+            tokenizer=tokenizer,
+            max_seq_length=longest,
+        )
+
+    def export(
+        self,
+        model: Model,
+        folder: Path,
+        *,
+        plan_rule: str = "threshold",
+        int8: bool = False,
+        default_budget: float | None = None,
+        proof: Callable[[Path, Model], bool] | None = None,
+    ) -> bool:
+        """Writes the folder, whole or not at all: see `Model.export`.
+
+        Args:
+            proof: looks at what was written, beside the model as it was written, before the folder
+                gets its name; where it says no nothing is left, and the answer is False.
+
+        Raises:
+            UserError: the model cannot be had in this format, or the folder is in use or cannot be
+                written.
+        """
+        options = ExportOptions(plan_rule, int8)
+        self.check(options)
+        prepared = self.prepare(model, options, default_budget)
+        unused_folder(str(folder), "export:")
+        if model.config.planner is None:
+            name = model.folder or "The model"
+            logger.info("%s has no planner: a dense model is exported, with no budget.", name)
+        # Nothing lies under the asked name before it is whole, and proved where that was asked.
+        partial = folder.with_name(folder.name + ".partial")
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:  # a folder of that name may be anybody's: it is not removed
+            raise UserError(
+                f"export: {folder} cannot be written: {partial}: {error.strerror}."
+            ) from error
+        try:
+            write_artifact(self, partial, prepared, options)
+            if proof and not proof(partial, prepared):
+                return False
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return True
+
+    def _default_budget(
+        self, config: DPBertConfig, options: ExportOptions, wanted: float | None
+    ) -> float | None:
+        """The budget of calls that name none; None for a dense model."""
+        if config.planner is None:
+            if wanted is not None:
+                raise UserError("--default_budget is for models with a planner; this one has none.")
+            return None
+        named = (wanted, config.default_budget)
+        budget = next((budget for budget in named if budget is not None), DEFAULT_BUDGET)
+        where = f"--default_budget is {budget}{' unless given' if named == (None, None) else ''}"
+        # Where a call names the rule, that is `threshold` if unnamed.
+        if self.rule_of_call and config.calibration is None and budget != 1:
+            raise UserError(
+                f"{where}, for which this model has no thresholds: find them with `eval.py "
+                "--calibrate SPLIT`, or give --default_budget 1."
+            )
+        try:
+            resolve_rule(config, budget, options.plan_rule)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        return budget
+
+
+def write_beside(folder: Path, model: Model) -> None:
     """What every server needs beside a graph: planner, thresholds and classes; the tokenizer."""
     model.tokenizer.save_pretrained(str(folder))
     write_config(model.config, folder)
 
 
-def write_artifact(name: str, folder: Path, model: Model) -> None:
+def write_artifact(chosen: Format, folder: Path, model: Model, options: ExportOptions) -> None:
     """Writes a format's artifact, then how it was made, then the checksums of it all."""
-    FORMATS[name].write(folder, model)
+    chosen.write(folder, model, options)
     made = {
-        "format": name,
-        "plan_rule": None if name == "huggingface" else model.plan_rule,  # there, of the call
-        "int8": model.int8,
+        "format": chosen.name,
+        "plan_rule": None if chosen.rule_of_call else options.plan_rule,
+        "int8": options.int8,
         "default_budget": model.config.default_budget,
         "max_seq_length": model.max_seq_length,
         "max_position_embeddings": model.config.encoder.max_position_embeddings,
@@ -84,99 +190,12 @@ def write_artifact(name: str, folder: Path, model: Model) -> None:
     seal(folder)
 
 
-def load_artifact(name: str, folder: Path, model: Model) -> Call:
+def load_artifact(chosen: Format, folder: Path, model: Model, options: ExportOptions) -> Call:
     """A format's artifact, as a function; only the very bytes that were written are loaded."""
     verify(folder)
-    return FORMATS[name].load(folder, model)
+    return chosen.load(folder, model, options)
 
 
-def _write_onnx(folder: Path, model: Model) -> None:
-    import onnx
-
-    from dpbert_jax.export.onnx import dense_onnx
-    from dpbert_jax.export.onnx_planned import planned_onnx
-
-    if model.config.planner:
-        written = planned_onnx(model.config, model.params, model.plan_rule, model.int8)
-    elif model.int8:
-        raise UserError("--int8 is for models with a planner; this one has none.")
-    else:
-        written = dense_onnx(model.config.encoder, model.params)
-    longest = {
-        "max_seq_length": model.max_seq_length,
-        "max_position_embeddings": model.config.encoder.max_position_embeddings,
-    }
-    onnx.helper.set_model_props(written, {k: str(n) for k, n in longest.items() if n})
-    _write_beside(folder, model)
-    onnx.save(written, str(folder / ONNX))
-
-
-def _load_onnx(folder: Path, model: Model) -> Call:
-    onnxruntime: Any = importlib.import_module("onnxruntime")
-    session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
-    planned, names = model.config.planner is not None, model.config.encoder.inputs
-
-    def call(batch: Batch, budget: float) -> Answer:
-        inputs: dict[str, Any] = {name: np.int64(batch[name]) for name in names}
-        if not planned:
-            return _dense_answer(session.run(["logits"], inputs)[0], model.config)
-        inputs["budget"] = np.array(budget, np.float32)
-        logits, layer_mask = session.run(["logits", "layer_mask"], inputs)
-        return logits, layer_mask
-
-    return call
-
-
-def _write_huggingface(folder: Path, model: Model) -> None:
-    save_torch_folder(folder, model.config, model.params, model.tokenizer)
-
-
-def _load_huggingface(folder: Path, model: Model) -> Call:
-    torch: Any = importlib.import_module("torch")
-    from transformers import AutoModelForSequenceClassification
-
-    # This library's own code, just written there.
-    loaded = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
-    loaded.eval()
-    planned, names = model.config.planner is not None, model.config.encoder.inputs
-
-    def call(batch: Batch, budget: float) -> Answer:
-        tensors = {name: torch.from_numpy(np.int64(batch[name])) for name in names}
-        with torch.inference_mode():
-            if not planned:
-                return _dense_answer(loaded(**tensors).logits.numpy(), model.config)
-            made = loaded(**tensors, budget=budget, plan_rule=model.plan_rule)
-        return made.logits.numpy(), made.layer_mask.numpy()
-
-    return call
-
-
-def _write_stablehlo(folder: Path, model: Model) -> None:
-    program = stablehlo_program(model.config, model.params, model.plan_rule)
-    _write_beside(folder, model)
-    (folder / STABLEHLO).write_bytes(program.serialize())
-
-
-def _load_stablehlo(folder: Path, model: Model) -> Call:
-    program = jax.export.deserialize(bytearray((folder / STABLEHLO).read_bytes()))
-    run = jax.jit(program.call)
-    names = model.config.encoder.inputs
-
-    def call(batch: Batch, budget: float) -> Answer:
-        made = run(*(np.int32(batch[name]) for name in names), np.float32(budget))
-        return np.asarray(made["logits"]), np.asarray(made["layer_mask"])
-
-    return call
-
-
-def _dense_answer(logits: np.ndarray, config: DPBertConfig) -> Answer:
+def dense_answer(logits: np.ndarray, config: DPBertConfig) -> Answer:
+    """The answer of a model without a planner, which runs all layers."""
     return logits, np.ones((len(logits), config.encoder.num_hidden_layers))
-
-
-FORMATS = {
-    "huggingface": Format((), ("torch",), "torch", _write_huggingface, _load_huggingface),
-    "onnx": Format(("onnx",), ("onnxruntime",), "onnx", _write_onnx, _load_onnx),
-    "stablehlo": Format(
-        ("flatbuffers",), ("flatbuffers",), "stablehlo", _write_stablehlo, _load_stablehlo
-    ),
-}

@@ -10,8 +10,9 @@ import numpy as np
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskSpec, TokenizedSplit, batches
 from dpbert_jax.evaluation.metrics import compute_metrics, score
-from dpbert_jax.export.formats import Batch, Call, Model
+from dpbert_jax.export.formats import Batch, Call, ExportOptions
 from dpbert_jax.inference import Rule, make_executor, resolve_rule
+from dpbert_jax.model import Model
 from dpbert_jax.problem import REGRESSION, answers
 
 TOLERANCE = 1e-4  # of logits, and around a threshold that a gate logit may fall on either side of
@@ -47,7 +48,12 @@ def budgets_to_verify(config: DPBertConfig) -> list[float]:
 
 
 def verify(
-    call: Call, model: Model, split: TokenizedSplit, spec: TaskSpec, max_seq_length: int
+    call: Call,
+    model: Model,
+    options: ExportOptions,
+    split: TokenizedSplit,
+    spec: TaskSpec,
+    max_seq_length: int,
 ) -> list[Comparison]:
     """Compares the artifact with the `masked` executor in float32, budget by budget."""
     config = model.config
@@ -55,7 +61,7 @@ def verify(
     timed = _timed_inputs(split, config, max_seq_length)
     times = _times(call, timed, budgets)
     return [
-        _compare(call, model, budget, split, spec, max_seq_length, *times[budget])
+        _compare(call, model, options, budget, split, spec, max_seq_length, *times[budget])
         for budget in budgets
     ]
 
@@ -63,6 +69,7 @@ def verify(
 def _compare(
     call: Call,
     model: Model,
+    options: ExportOptions,
     budget: float,
     split: TokenizedSplit,
     spec: TaskSpec,
@@ -71,7 +78,7 @@ def _compare(
     milliseconds: float,
 ) -> Comparison:
     config = model.config
-    rule = resolve_rule(config, budget, model.plan_rule)
+    rule = resolve_rule(config, budget, options.plan_rule)
     execute = make_executor("masked", config, model.params, jnp.float32)
 
     def rows_of(call: Callable[[Batch], tuple], batch_size: int) -> list[np.ndarray]:
@@ -84,7 +91,7 @@ def _compare(
     difference = float(np.max([np.abs(logits - wanted)[same].max(initial=0) for logits, _ in ways]))
     (logits, ran), (alone, ran_alone) = ways
     score, reference_score = (_score(each, split, spec) for each in (logits, wanted))
-    if not model.int8:
+    if not options.int8:
         near = difference <= TOLERANCE
     else:
         near = score is None or reference_score is None or score >= reference_score - INT8_TOLERANCE

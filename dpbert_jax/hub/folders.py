@@ -37,6 +37,7 @@ from dpbert_jax.integrity import (
     verify,
     write_sums,
 )
+from dpbert_jax.run_folder import EXPORT_CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ HUB_FILES = [
     # Beside a vocab.txt without tokenizer.json: the tokens and settings that it lacks.
     "added_tokens.json",
     "special_tokens_map.json",
+    EXPORT_CONFIG,  # the longest input
 ]
 
 

@@ -71,4 +71,4 @@ def stack(args: StackArguments) -> None:
 
 
 def main() -> None:
-    stack(parse(StackArguments, __doc__, positional="model_name_or_path"))
+    stack(parse(StackArguments, __doc__))

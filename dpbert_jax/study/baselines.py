@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dpbert_jax.errors import UserError
-from dpbert_jax.flags import flag, parse
+from dpbert_jax.flags import flag, list_flag, parse
 from dpbert_jax.study.controls import best_static_plan
 from dpbert_jax.study.early_exit import train_exits
 from dpbert_jax.study.fit import mean_plan_losses, open_run
@@ -22,38 +22,35 @@ METHODS = ("static", "deebert", "pabee")
 
 @dataclass(frozen=True)
 class BaselineArguments:
-    run_dir: str = field(metadata={"help": "Folder of a run; may be given first, without flag."})
-    methods: str = flag(",".join(METHODS), "Of static, deebert, pabee; comma-separated.")
-    layers: str | None = flag(
-        None, "Layers of the static models, comma-separated. Default: half and two thirds."
+    model_name_or_path: str = field(
+        metadata={"help": "Folder of a run; may be given first, without flag."}
+    )
+    methods: list[str] = list_flag(METHODS, "Of static, deebert, pabee.")
+    layers: list[int] | None = flag(
+        None, "Layers of the static models, each a number. Default: half and two thirds."
     )
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.methods.split(",")) - set(METHODS))
+        unknown = sorted(set(self.methods) - set(METHODS))
         if unknown:
-            raise UserError(f"--methods {','.join(unknown)}: must be of {list(METHODS)}.")
+            raise UserError(f"--methods {' '.join(unknown)}: must be of {list(METHODS)}.")
 
     def depths(self, layers: int) -> list[int]:
         """The numbers of layers asked for, of a model of so many."""
         if self.layers is None:
             return sorted({layers // 2, layers * 2 // 3})
-        try:
-            return [int(part) for part in self.layers.split(",")]
-        except ValueError:
-            raise UserError(
-                f"--layers is '{self.layers}', but must be whole numbers with commas."
-            ) from None
+        return self.layers
 
 
 def train_baselines(args: BaselineArguments) -> None:
-    run = open_run(args.run_dir)
+    run = open_run(args.model_name_or_path)
     layers, stem = run.model.config.encoder.num_hidden_layers, run.model.config.stem_layers
     depths = args.depths(layers)
     fewest = stem + max(run.model.config.min_gates, 1)
     for depth in depths:
         if not fewest <= depth <= layers:
             raise UserError(f"--layers {depth}: a static plan has {fewest} to {layers} layers.")
-    methods = args.methods.split(",")
+    methods = list(args.methods)
     if "deebert" in methods and run.model.config.encoder.is_regression:
         logger.info("deebert is left out: entropy needs classes, and this run is a regression.")
         methods.remove("deebert")
@@ -69,4 +66,4 @@ def train_baselines(args: BaselineArguments) -> None:
 
 
 def main() -> None:
-    train_baselines(parse(BaselineArguments, __doc__, positional="run_dir"))
+    train_baselines(parse(BaselineArguments, __doc__))

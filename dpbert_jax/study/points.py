@@ -107,12 +107,12 @@ def planned_points(args: SweepArguments, judge: Judge) -> tuple[list[Point], dic
     run = judge.run
     execute = run.model.executor("packed")
     points, by_budget = [], {}
-    for plan_rule in args.rules():
+    for plan_rule in args.plan_rules:
         for budget in args.shares():
             rule = resolve_rule(run.model.config, budget, plan_rule)
             made = run_split(run, judge.split, execute, rule)
             points.append(judge.point(plan_rule, budget, [made]))
-            if plan_rule == args.rules()[0]:
+            if plan_rule == args.plan_rules[0]:
                 by_budget[budget] = made
     return points, by_budget
 
@@ -158,7 +158,7 @@ def trained_controls(
             continue
         found = sorted(folder.glob("static_*" if control == "static" else control))
         if not found:
-            if args.controls != "all":
+            if args.controls != ["all"]:
                 raise UserError(
                     f"--controls {control}: {folder} has none; train it with "
                     f"`dpbert baselines {run.folder} --methods {control}`."

@@ -60,7 +60,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be written: {error.strerror}.") from error
-    run = open_run(args.run_dir)
+    run = open_run(args.model_name_or_path)
     config = run.model.config
     for budget in args.shares():
         check_budget(config, budget)
@@ -177,4 +177,4 @@ def _cells(point: Point) -> list[str]:
 
 
 def main() -> None:
-    sweep(parse(SweepArguments, __doc__, positional="run_dir"))
+    sweep(parse(SweepArguments, __doc__))

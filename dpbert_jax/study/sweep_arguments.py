@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from dpbert_jax.errors import UserError
-from dpbert_jax.flags import flag
+from dpbert_jax.flags import flag, list_flag
 from dpbert_jax.inference import PLAN_RULES
 
 UNTRAINED = ("random", "shuffled", "mix")  # plans on the run's own weights
@@ -13,14 +13,20 @@ CONTROLS = (*UNTRAINED, *TRAINED)
 
 @dataclass(frozen=True)
 class SweepArguments:
-    run_dir: str = field(metadata={"help": "Folder of a run; may be given first, without flag."})
+    model_name_or_path: str = field(
+        metadata={"help": "Folder of a run; may be given first, without flag."}
+    )
     output_dir: str = field(metadata={"help": "Folder for sweep.csv, sweep.json and the plots."})
-    budgets: str = flag("0.4,0.5,0.6,0.75,0.9,1.0", "Shares of the dense FLOPs, comma-separated.")
-    plan_rules: str = flag("threshold,top_k", "Of threshold, top_k; comma-separated.")
-    controls: str = flag(
-        "all",
+    budget: list[float] = list_flag(
+        [0.4, 0.5, 0.6, 0.75, 0.9, 1.0], "Shares of the dense FLOPs to spend, in (0, 1]."
+    )
+    plan_rules: list[str] = list_flag(
+        ["threshold", "top_k"], "Of threshold, top_k; the controls stand beside the first one's."
+    )
+    controls: list[str] = list_flag(
+        ["all"],
         "Of random, shuffled, mix (plans on the same weights), static, deebert, pabee (trained by "
-        "dpbert baselines); all: those that there are; none.",
+        "dpbert baselines); or all: those that there are; or none.",
     )
     draws: int = flag(5, "Draws of each random control; their mean and deviation are reported.")
     repeats: int = flag(3, "Timed passes; 0: no timing.")
@@ -29,12 +35,12 @@ class SweepArguments:
     seed: int = flag(0, "Of the random controls.")
 
     def __post_init__(self) -> None:
-        self.shares()
         for name, known in (("plan_rules", PLAN_RULES), ("controls", CONTROLS)):
-            unknown = sorted(set(self._words(name)) - set(known))
-            if unknown and getattr(self, name) not in ("all", "none"):
-                raise UserError(f"--{name} {','.join(unknown)}: must be of {list(known)}.")
-        if not self._words("plan_rules"):
+            words = getattr(self, name)
+            unknown = sorted(set(words) - set(known))
+            if unknown and not (name == "controls" and words in (["all"], ["none"])):
+                raise UserError(f"--{name} {' '.join(unknown)}: must be of {list(known)}.")
+        if not self.plan_rules:
             raise UserError("--plan_rules names none: give at least one.")
         for name in ("draws", "latency_rows", "max_eval_samples"):
             value = getattr(self, name)
@@ -43,20 +49,9 @@ class SweepArguments:
         if self.repeats < 0:
             raise UserError(f"--repeats is {self.repeats}, below 0.")
 
-    def _words(self, name: str) -> list[str]:
-        return [part for part in getattr(self, name).split(",") if part]
-
     def shares(self) -> list[float]:
         """The budgets, ascending and each once."""
-        try:
-            return sorted({float(part) for part in self.budgets.split(",")})
-        except ValueError:
-            raise UserError(
-                f"--budgets is '{self.budgets}', but must be numbers with commas."
-            ) from None
-
-    def rules(self) -> list[str]:
-        return self._words("plan_rules")
+        return sorted(set(self.budget))
 
     def wanted(self, control: str) -> bool:
-        return self.controls == "all" or control in self._words("controls")
+        return self.controls == ["all"] or control in self.controls

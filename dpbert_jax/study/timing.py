@@ -19,7 +19,7 @@ from dpbert_jax.study.sweep_arguments import SweepArguments
 def time_points(args: SweepArguments, judge: Judge, points: list[Point]) -> None:
     """Adds to each planned point its latency and throughput, and their shares of the dense ones."""
     run = judge.run
-    planned = [point for point in points if point["variant"] in args.rules()]
+    planned = [point for point in points if point["variant"] in args.plan_rules]
     few = np.linspace(0, len(judge.split) - 1, min(args.latency_rows, len(judge.split)))
     split = judge.split.take(np.unique(few.astype(int)))
     rows = [

@@ -32,7 +32,9 @@ POSITIVE = (
 class TrainArguments:
     output_dir: str = field(metadata={"help": "Folder that the run is written to."})
     model_name_or_path: str | None = flag(
-        None, "Pretrained BERT: a hub id, a folder, or `minilm` (packaged, offline)."
+        None,
+        "Pretrained BERT: a hub id, a folder, or `minilm` (packaged, offline); may be given first, "
+        "without flag.",
     )
     teacher: str | None = flag(
         None, "A fine-tuned BERT folder to start from; stage 1 is then skipped."

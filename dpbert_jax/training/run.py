@@ -41,7 +41,7 @@ from dpbert_jax.hub import (
 )
 from dpbert_jax.model import Model
 from dpbert_jax.policies.dpbert import DPBert, Params, init_params
-from dpbert_jax.run_folder import CHECKPOINTS, TEACHER
+from dpbert_jax.run_folder import CHECKPOINTS, HELD_OUT, TEACHER
 from dpbert_jax.training.arguments import NEVER, TrainArguments
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.checkpoint import Checkpoints, Position
@@ -258,7 +258,7 @@ def _calibrated(run: _Run, params: Params) -> DPBertConfig:
         run.config,
         params,
         run.rows.held_out,
-        inputs="rows held out of training",
+        inputs=HELD_OUT,
         batch_size=run.args.per_device_eval_batch_size,
         max_seq_length=run.args.max_seq_length,
         dtype=compute_dtype(run.args),

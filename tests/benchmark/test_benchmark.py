@@ -12,12 +12,17 @@ from dpbert_jax.benchmark.command import benchmark
 from dpbert_jax.benchmark.subjects import load_subject, random_batch, subset
 from dpbert_jax.benchmark.timing import interleaved, summary
 from dpbert_jax.errors import UserError
-from dpbert_jax.inference import Rule, make_executor
+from dpbert_jax.inference import Rule
 
 
 def flags(run, **more):
-    values = {"model": str(run), "batch_sizes": "1,3", "seq_lengths": "8", "keep": "3,2"}
-    values |= {"executors": "cond,chunked,packed,masked", "repeats": 2}
+    values = {
+        "model_name_or_path": str(run),
+        "batch_sizes": [1, 3],
+        "seq_lengths": [8],
+        "keep": [3, 2],
+    }
+    values |= {"executors": ["cond", "chunked", "packed", "masked"], "repeats": 2, "keep": [3, 2]}
     return BenchmarkArguments(**(values | more))
 
 
@@ -45,7 +50,7 @@ def test_throughput_on_real_sentences(tiny_run, tmp_path, monkeypatch, sentence_
     files = sentence_files["classes"]
     monkeypatch.setattr(throughput, "load_task", lambda data_dir: load_task(**files))
     plot = tmp_path / "out.png"
-    report = benchmark(flags(tiny_run, data="glue", plot=str(plot)))
+    report = benchmark(flags(tiny_run, data_dir="glue", plot=str(plot)))
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert report["data"]["rows"] == 20
     whole = [row for row in report["rows"] if row["variant"] == "packed"]
@@ -64,10 +69,11 @@ def test_random_plans_are_independent_and_of_the_depth_asked(tiny_run):
 
 def test_subset_is_the_model_with_the_other_layers_skipped(tiny_run):
     subject = load_subject(flags(tiny_run))
-    batch = random_batch(subject.config.encoder, 1, 8, seed=0) | {"input_ids": np.full((1, 8), 7)}
-    alone = make_executor("cond", *subset(subject, 2))(batch, Rule(1.0, -np.inf, 0))
+    batch = random_batch(subject.model.config.encoder, 1, 8, seed=0)
+    batch["input_ids"] = np.full((1, 8), 7)
+    alone = subset(subject.model, 2).executor("cond")(batch, Rule(1.0, -np.inf, 0))
     plan = np.array([[1, 1, 0]])
-    whole = make_executor("cond", subject.config, subject.params)(batch, Rule(1.0, 0.0, 2), plan)
+    whole = subject.model.executor("cond")(batch, Rule(1.0, 0.0, 2), plan)
     np.testing.assert_allclose(alone.logits, whole.logits, atol=1e-5)
 
 
@@ -83,19 +89,19 @@ def test_variants_take_turns():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"keep": "4"}, "runs 1 .its stem. to 3 layers"),
-        ({"keep": "two"}, "--keep is 'two'"),
-        ({"batch_sizes": "0"}, "--batch_sizes 0"),
-        ({"seq_lengths": "64"}, "positions for 32"),
-        ({"peers": "tensorrt"}, "--peers tensorrt"),
-        ({"executors": "warp"}, "'warp'"),
+        ({"keep": [4]}, "runs 1 .its stem. to 3 layers"),
+        ({"keep": []}, "--keep : every value"),
+        ({"batch_sizes": [1, 0]}, "--batch_sizes 1 0: every value must be at least 1"),
+        ({"seq_lengths": [64]}, "positions for 32"),
+        ({"peers": ["tensorrt"]}, "--peers tensorrt"),
+        ({"executors": ["warp"]}, "'warp'"),
         ({"plot": "out.bmp"}, "must end in .png"),
         ({"plans": "best"}, "--plans is 'best'"),
         ({"repeats": 0}, "at least 1"),
-        ({"executors": ""}, "--executors names none"),
+        ({"executors": []}, "--executors names none"),
         ({"json": __file__ + "/out.json"}, "--json .*out.json cannot be written"),
         ({"json": "."}, "--json . is a folder"),
-        ({"model": "no/such/run/at/all"}, "not a folder"),
+        ({"model_name_or_path": "no/such/run/at/all"}, "not a folder"),
     ],
 )
 def test_what_is_refused(change, words, tiny_run):
@@ -116,7 +122,7 @@ def test_a_model_without_a_planner_is_refused(tiny_run):
 def test_a_peer_that_is_not_installed_is_named_and_skipped(tiny_run, monkeypatch, caplog):
     monkeypatch.setitem(peers.PACKAGES, "torch", ("no_such_module",))
     with caplog.at_level(logging.INFO):
-        report = benchmark(flags(tiny_run, batch_sizes="1", executors="cond", peers="torch"))
+        report = benchmark(flags(tiny_run, batch_sizes=[1], executors=["cond"], peers=["torch"]))
     assert "no_such_module not installed (pip install 'dpbert-jax[peers]')" in caplog.text
     assert set(report["skipped_peers"]) == {"torch"}
 
@@ -126,10 +132,10 @@ def started(name, run, folder):
     if peers.available([name])[1]:
         pytest.skip(f"{name} is not installed")
     subject = load_subject(flags(run))
-    batch = random_batch(subject.config.encoder, 3, 8, seed=1)
+    batch = random_batch(subject.model.config.encoder, 3, 8, seed=1)
     batch["input_ids"] = batch["input_ids"] % 20
     batch["attention_mask"][1, 5:] = 0
-    peers.write_models(folder, [name], subject.config, subject.params)
+    peers.write_models(folder, [name], subject.model)
     return subject, batch, peers.Peer(name, folder, threads=1)
 
 
@@ -139,7 +145,7 @@ def test_a_peer_computes_the_dense_model(name, tiny_run, tmp_path):
     subject, batch, peer = started(name, tiny_run, tmp_path)
     (logits,), seconds = peer.run([batch], repeats=2)
     peer.close()
-    execute = make_executor("masked", subject.config, subject.params)
+    execute = subject.model.executor("masked")
     np.testing.assert_allclose(logits, execute(batch, Rule(1.0, -np.inf, 2)).logits, atol=1e-5)
     assert len(seconds) == 2
 
@@ -147,7 +153,7 @@ def test_a_peer_computes_the_dense_model(name, tiny_run, tmp_path):
 @pytest.mark.parametrize("name", ["export-onnx", "export-int8", "export-torch"])
 def test_an_exported_model_is_a_peer_that_skips(name, tiny_run, tmp_path):
     subject, batch, peer = started(name, tiny_run, tmp_path)
-    execute = make_executor("masked", subject.config, subject.params)
+    execute = subject.model.executor("masked")
     for keep in (1, 2, 3):
         (logits,), _ = peer.run([exports.with_budget(batch, keep / 3)])
         wanted = execute(batch, subject.rule(keep)).logits
@@ -156,8 +162,8 @@ def test_an_exported_model_is_a_peer_that_skips(name, tiny_run, tmp_path):
 
 
 def test_exported_models_are_not_timed_on_data(tiny_run):
-    with pytest.raises(UserError, match="without --data only"):
-        flags(tiny_run, data="glue_data/SST-2", peers="export-onnx")
+    with pytest.raises(UserError, match="without --data_dir only"):
+        flags(tiny_run, data_dir="glue_data/SST-2", peers=["export-onnx"])
 
 
 def test_a_peer_that_fails_says_why(tmp_path):

@@ -20,8 +20,12 @@ def flags(tiny_folder, sentence_files, monkeypatch):
     """A function (more flags) -> arguments for the tiny model on the small csv files."""
     files = sentence_files["classes"]
     monkeypatch.setattr(training, "load_task", lambda task_name, data_dir: load_task(**files))
-    values = {"model": str(tiny_folder), "per_device_train_batch_size": 4, "max_seq_length": 16}
-    values |= {"steps": 3, "repeats": 2, "threads": 1}
+    values = {
+        "model_name_or_path": str(tiny_folder),
+        "per_device_train_batch_size": 4,
+        "max_seq_length": 16,
+    }
+    values |= {"max_seq_length": 16, "steps": 3, "repeats": 2, "threads": 1}
     return lambda **more: TrainingArguments(**(values | more))
 
 
@@ -90,7 +94,7 @@ def test_torch_takes_the_same_step(flags, random_params, random_split, tmp_path)
         ({"threads": 0}, "--threads must be at least 1"),
         ({"per_device_train_batch_size": 100}, "60 training rows, fewer than a batch of 100"),
         ({"json": "."}, "--json . is a folder"),
-        ({"model": "no/such/model/at/all"}, "not a folder"),
+        ({"model_name_or_path": "no/such/model/at/all"}, "not a folder"),
     ],
 )
 def test_what_is_refused(change, words, flags):

@@ -8,17 +8,17 @@ import pytest
 
 from dpbert_jax.export.arguments import ExportArguments
 from dpbert_jax.export.command import export
-from dpbert_jax.export.formats import FORMATS
+from dpbert_jax.export_formats import export_format_names
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", export_format_names())
 def test_a_snippet_serves_what_was_exported(form, tiny_run, tmp_path):
     if form == "huggingface":
         pytest.importorskip("torch", reason="torch is not installed")
-    export(ExportArguments(run_dir=str(tiny_run), format=form, output=str(tmp_path / "out")))
+    export(ExportArguments(str(tiny_run), format=form, output_dir=str(tmp_path / "out")))
     asked = f"exports/mrpc-{form}"
     (snippet,) = [code for code in SNIPPETS if asked in code]
     assert len(snippet.strip().splitlines()) <= 14

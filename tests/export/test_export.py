@@ -13,11 +13,14 @@ from transformers import AutoTokenizer
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig, read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.export import command as cli
+from dpbert_jax.export import onnx_format
 from dpbert_jax.export.arguments import ExportArguments
-from dpbert_jax.export.formats import FORMATS
+from dpbert_jax.export.formats import ExportOptions
 from dpbert_jax.export.onnx import INPUTS
 from dpbert_jax.export.verify import TOLERANCE, on_edge
+from dpbert_jax.export_formats import export_format
 from dpbert_jax.inference import Rule
+from dpbert_jax.model import Model
 
 FILES = {
     "huggingface": {"model.safetensors", "modeling_dpbert.py", "configuration_dpbert.py"},
@@ -27,10 +30,10 @@ FILES = {
 
 
 def flags(run, output, form="onnx", **changes):
-    return ExportArguments(run_dir=str(run), output=str(output), format=form, **changes)
+    return ExportArguments(str(run), output_dir=str(output), format=form, **changes)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FILES)
 def test_a_run_is_exported_and_verified(form, tiny_run, tmp_path, capsys):
     if form == "huggingface":
         pytest.importorskip("torch", reason="torch is not installed")
@@ -103,7 +106,8 @@ def test_a_default_budget_that_cannot_be_had_is_a_sentence(tiny_run, tmp_path):
     ):
         changed = dataclasses.replace(config, **changes)
         with pytest.raises(UserError, match=message):
-            cli._default_budget(flags(tiny_run, tmp_path / "out", form), changed)
+            model = dataclasses.replace(Model.from_pretrained(tiny_run), config=changed)
+            export_format(form).prepare(model, ExportOptions(), None)
     assert not (tmp_path / "out").exists()
 
 
@@ -115,15 +119,15 @@ def test_a_dense_model_is_exported_and_said_to_be(form, tiny_run, tmp_path, capl
     assert FILES[form] <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def spoil(monkeypatch, form, change):
-    """Makes the format's artifact answer what `change` turns its answers into."""
-    chosen = FORMATS[form]
+def spoil(monkeypatch, change):
+    """Makes the ONNX artifact answer what `change` turns its answers into."""
+    chosen = onnx_format.FORMAT
 
-    def load(folder, model):
-        call = chosen.load(folder, model)
+    def load(folder, model, options):
+        call = chosen.load(folder, model, options)
         return lambda batch, budget: change(*call(batch, budget))
 
-    monkeypatch.setitem(FORMATS, form, chosen._replace(load=load))
+    monkeypatch.setattr(onnx_format, "FORMAT", chosen._replace(load=load))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def spoil(monkeypatch, form, change):
     ids=["logits", "plans", "nan"],
 )
 def test_a_mismatch_is_told_and_nothing_left(change, tiny_run, tmp_path, monkeypatch, capsys):
-    spoil(monkeypatch, "onnx", change)
+    spoil(monkeypatch, change)
     assert not cli.export(flags(tiny_run, tmp_path / "out", verify=True))
     assert list(tmp_path.iterdir()) == []
     captured = capsys.readouterr()
@@ -148,7 +152,7 @@ def test_a_mismatch_is_told_and_nothing_left(change, tiny_run, tmp_path, monkeyp
             str(tiny_run),
             "--format",
             "onnx",
-            "--output",
+            "--output_dir",
             str(tmp_path / "out"),
             "--verify",
         ],
@@ -160,17 +164,17 @@ def test_a_mismatch_is_told_and_nothing_left(change, tiny_run, tmp_path, monkeyp
 
 def test_int8_is_judged_by_its_score(tiny_run, tmp_path, monkeypatch, capsys):
     assert cli.export(flags(tiny_run, tmp_path / "out", int8=True, verify=True))
-    spoil(monkeypatch, "onnx", lambda logits, mask: (-logits, mask))
+    spoil(monkeypatch, lambda logits, mask: (-logits, mask))
     assert not cli.export(flags(tiny_run, tmp_path / "worse", int8=True, verify=True))
     assert "a score that is 0.02 lower" in capsys.readouterr().err
 
 
 def test_an_interrupted_export_leaves_nothing(tiny_run, tmp_path, monkeypatch):
-    def fail(folder, model):
+    def fail(folder, model, options):
         (folder / "half").write_text("")
         raise RuntimeError
 
-    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(write=fail))
+    monkeypatch.setattr(onnx_format, "FORMAT", onnx_format.FORMAT._replace(write=fail))
     with pytest.raises(RuntimeError):
         cli.export(flags(tiny_run, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
@@ -192,7 +196,7 @@ def test_wrong_calls_are_sentences(tiny_run, tmp_path, monkeypatch):
         cli.export(flags(tmp_path / "used", tmp_path / "out"))
     with pytest.raises(UserError, match="must be one of"):
         flags(tiny_run, tmp_path / "out", "torchscript")
-    with pytest.raises(UserError, match="--int8 is for --format onnx only"):
+    with pytest.raises(UserError, match="--int8 is not for --format stablehlo"):
         flags(tiny_run, tmp_path / "out", "stablehlo", int8=True)
     with pytest.raises(UserError, match="--plan_rule is 'best'"):
         flags(tiny_run, tmp_path / "out", "huggingface", plan_rule="best")

@@ -50,7 +50,7 @@ print("served", [each["label"] for each in found])
 
 @pytest.mark.slow
 def test_optimum_serves_the_planned_model(tiny_run, tmp_path):
-    export(ExportArguments(str(tiny_run), format="onnx", output=str(tmp_path / "out")))
+    export(ExportArguments(str(tiny_run), format="onnx", output_dir=str(tmp_path / "out")))
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)

@@ -19,7 +19,7 @@ from dpbert_jax.study.sweep_arguments import SweepArguments
 def run_with_baselines(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept") / "run"
     shutil.copytree(tiny_run, folder)
-    train_baselines(BaselineArguments(run_dir=str(folder), layers="2"))
+    train_baselines(BaselineArguments(str(folder), layers=[2]))
     return folder
 
 
@@ -27,9 +27,9 @@ def run_with_baselines(tiny_run, tmp_path_factory):
 def swept(run_with_baselines, tmp_path_factory):
     output = tmp_path_factory.mktemp("sweeps") / "out"
     arguments = SweepArguments(
-        run_dir=str(run_with_baselines),
+        model_name_or_path=str(run_with_baselines),
         output_dir=str(output),
-        budgets="0.5,0.7,0.85,1.0",
+        budget=[0.85, 0.5, 0.7, 1.0, 0.5],
         draws=2,
         repeats=1,
         latency_rows=3,
@@ -88,35 +88,37 @@ def test_files(swept):
 
 
 def test_a_control_that_was_not_trained_is_refused_by_name_and_left_out_of_all(tiny_run, tmp_path):
-    flags = {"run_dir": str(tiny_run), "budgets": "0.7", "repeats": 0, "draws": 1}
+    flags = {"model_name_or_path": str(tiny_run), "budget": [0.7], "repeats": 0, "draws": 1}
     with pytest.raises(UserError, match=r"--controls pabee: .*dpbert baselines"):
-        sweep(SweepArguments(output_dir=str(tmp_path), controls="pabee", **flags))
-    report = sweep(SweepArguments(output_dir=str(tmp_path), plan_rules="threshold", **flags))
+        sweep(SweepArguments(output_dir=str(tmp_path), controls=["pabee"], **flags))
+    report = sweep(SweepArguments(output_dir=str(tmp_path), plan_rules=["threshold"], **flags))
     assert {p["variant"] for p in report["points"]} == {"threshold", "random", "shuffled", "mix"}
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ({"budgets": "0.5,x"}, "--budgets is '0.5,x'"),
-        ({"controls": "random,none"}, "--controls none: must be of"),
-        ({"plan_rules": "best"}, "--plan_rules best"),
+        ({"controls": ["random", "none"]}, "--controls none: must be of"),
+        ({"controls": ["all", "mix"]}, "--controls all: must be of"),
+        ({"plan_rules": ["best"]}, "--plan_rules best"),
+        ({"plan_rules": ["all"]}, "--plan_rules all"),
+        ({"plan_rules": []}, "--plan_rules names none"),
         ({"draws": 0}, "--draws is 0"),
         ({"repeats": -1}, "--repeats is -1"),
     ],
 )
 def test_flags_refused(flags, sentence):
     with pytest.raises(UserError, match=sentence):
-        SweepArguments(run_dir="x", output_dir="y", **flags)
+        SweepArguments("x", output_dir="y", **flags)
 
 
 def test_baselines_refused(tiny_run):
     with pytest.raises(UserError, match=r"--layers 5: a static plan has 2 to 3 layers"):
-        train_baselines(BaselineArguments(run_dir=str(tiny_run), layers="5"))
+        train_baselines(BaselineArguments(str(tiny_run), layers=[5]))
     with pytest.raises(UserError, match="has no planner"):
-        train_baselines(BaselineArguments(run_dir=str(tiny_run / "teacher")))
+        train_baselines(BaselineArguments(str(tiny_run / "teacher")))
     with pytest.raises(UserError, match="--methods best"):
-        BaselineArguments(run_dir="x", methods="best")
+        BaselineArguments("x", methods=["best"])
 
 
 def test_the_pareto_front_has_what_none_beats():

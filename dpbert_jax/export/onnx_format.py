@@ -1,0 +1,63 @@
+"""The format `onnx`: a graph for onnxruntime, of dynamic depth where there is a planner."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.export.formats import (
+    Answer,
+    Batch,
+    Call,
+    ExportOptions,
+    Format,
+    dense_answer,
+    write_beside,
+)
+from dpbert_jax.model import Model
+
+ARTIFACT = "model.onnx"
+
+
+def _write(folder: Path, model: Model, options: ExportOptions) -> None:
+    import onnx
+
+    from dpbert_jax.export.onnx import dense_onnx
+    from dpbert_jax.export.onnx_planned import planned_onnx
+
+    if model.config.planner:
+        written = planned_onnx(model.config, model.params, options.plan_rule, options.int8)
+    elif options.int8:
+        raise UserError("--int8 is for models with a planner; this one has none.")
+    else:
+        written = dense_onnx(model.config.encoder, model.params)
+    longest = {
+        "max_seq_length": model.max_seq_length,
+        "max_position_embeddings": model.config.encoder.max_position_embeddings,
+    }
+    onnx.helper.set_model_props(written, {key: str(number) for key, number in longest.items()})
+    write_beside(folder, model)
+    onnx.save(written, str(folder / ARTIFACT))
+
+
+def _load(folder: Path, model: Model, options: ExportOptions) -> Call:
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(folder / ARTIFACT, providers=["CPUExecutionProvider"])
+    planned, names = model.config.planner is not None, model.config.encoder.inputs
+
+    def call(batch: Batch, budget: float) -> Answer:
+        inputs: dict[str, Any] = {name: np.int64(batch[name]) for name in names}
+        if not planned:
+            return dense_answer(session.run(["logits"], inputs)[0], model.config)
+        inputs["budget"] = np.array(budget, np.float32)
+        logits, layer_mask = session.run(["logits", "layer_mask"], inputs)
+        return logits, layer_mask
+
+    return call
+
+
+FORMAT = Format(
+    "onnx", _write, _load, ("onnx",), ("onnxruntime",), "dpbert-jax[onnx]", takes_int8=True
+)
