@@ -90,7 +90,7 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
     variants: dict[str, tuple[Timed, list[Batch]]] = {
         f"ours, {stage}": (
             _timed(*our_step(stage, config, params, args)),
-            our_batches(split, stage, args),
+            our_batches(split, stage, encoder.pad_token_id, args),
         )
         for stage in STAGES
     }
@@ -102,7 +102,7 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
             peer = Peer("torch-training", folder, threads)
             stack.callback(peer.close)
             timed = partial(_peer_seconds, peer)
-            for name, made in torch_batches(split, args).items():
+            for name, made in torch_batches(split, encoder.pad_token_id, args).items():
                 variants[name] = (timed, made)
         rows = measure(variants, args.repeats)
     report = {
@@ -136,17 +136,22 @@ def some_rows(examples: Any, tokenizer: Any, args: TrainingArguments) -> Tokeniz
     return every.take(np.random.default_rng(args.seed).permutation(len(every))[:count])
 
 
-def our_batches(split: TokenizedSplit, stage: StageName, args: TrainingArguments) -> list[Batch]:
+def our_batches(
+    split: TokenizedSplit, stage: StageName, pad_token_id: int, args: TrainingArguments
+) -> list[Batch]:
     """The batches of the training loop; the later stages' also have a teacher's logits."""
     size = args.per_device_train_batch_size
-    made = list(batches(split, size, args.max_seq_length, seed=args.seed))
+    every = batches(split, size, args.max_seq_length, pad_token_id=pad_token_id, seed=args.seed)
+    made = list(every)
     if stage != "dense":
         for batch in made:
             batch["teacher_logits"] = np.zeros((size, 2), np.float32)
     return made
 
 
-def torch_batches(split: TokenizedSplit, args: TrainingArguments) -> dict[str, list[Batch]]:
+def torch_batches(
+    split: TokenizedSplit, pad_token_id: int, args: TrainingArguments
+) -> dict[str, list[Batch]]:
     """Random batches padded to their longest row, as a data collator makes them, and grouped."""
     size = args.per_device_train_batch_size
     shuffled = np.arange(len(split))  # drawn at random already
@@ -154,18 +159,21 @@ def torch_batches(split: TokenizedSplit, args: TrainingArguments) -> dict[str, l
         part[np.argsort(-split.lengths[part], kind="stable")]
         for part in np.split(shuffled, range(MEGABATCHES * size, len(split), MEGABATCHES * size))
     ]
+    padded = partial(_padded, split, pad_token_id)
     return {
-        REFERENCE: list(_padded(split, shuffled, size, 1)),
-        "torch, dynamic padding to a multiple of 8": list(_padded(split, shuffled, size, 8)),
-        "torch, grouped by length": list(_padded(split, np.concatenate(grouped), size, 1)),
+        REFERENCE: list(padded(shuffled, size, 1)),
+        "torch, dynamic padding to a multiple of 8": list(padded(shuffled, size, 8)),
+        "torch, grouped by length": list(padded(np.concatenate(grouped), size, 1)),
     }
 
 
-def _padded(split: TokenizedSplit, order: np.ndarray, size: int, multiple: int) -> Iterator[Batch]:
+def _padded(
+    split: TokenizedSplit, pad_token_id: int, order: np.ndarray, size: int, multiple: int
+) -> Iterator[Batch]:
     for rows in order.reshape(-1, size):
         part = split.take(rows)
         longest = -(-int(part.lengths.max()) // multiple) * multiple
-        yield next(batches(part, size, longest))
+        yield next(batches(part, size, longest, pad_token_id=pad_token_id))
 
 
 def our_step(

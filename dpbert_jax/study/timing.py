@@ -22,9 +22,10 @@ def time_points(args: SweepArguments, judge: Judge, points: list[Point]) -> None
     planned = [point for point in points if point["variant"] in args.rules()]
     few = np.linspace(0, len(judge.split) - 1, min(args.latency_rows, len(judge.split)))
     split = judge.split.take(np.unique(few.astype(int)))
+    pad = run.teacher.config.encoder.pad_token_id
     rows = [
         {name: batch[name] for name in INPUTS}
-        for batch in batches(split, 1, run.args.max_seq_length)
+        for batch in batches(split, 1, run.args.max_seq_length, pad_token_id=pad)
     ]
     dense = run.teacher.executor("cond")
     skipping = run.model.executor("cond")
