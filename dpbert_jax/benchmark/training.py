@@ -28,11 +28,10 @@ from dpbert_jax.flags import flag, parse
 from dpbert_jax.hub import load_params, load_tokenizer, resolve_folder
 from dpbert_jax.hub.folders import save_weights
 from dpbert_jax.policies.dpbert import DPBert, Params, init_params
-from dpbert_jax.training.objective import StageName, stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
+from dpbert_jax.training.stage import STAGES, Stage
 from dpbert_jax.training.step import AXIS, Step, TrainState, create_state, make_train_step
 
-STAGES: tuple[StageName, ...] = ("dense", "joint", "final")
 REFERENCE = "torch, dynamic padding"
 MEGABATCHES = 50  # the Trainer's group_by_length sorts within so many batches
 ANY_CALIBRATION = Calibration((0.4, 1.0), (1.0, -6.0))  # plans do not change a stage's time
@@ -88,7 +87,7 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
     params = load_params(source, config, fresh=("classifier", "bert.pooler"), seed=args.seed)
     split = some_rows(task.splits["train"], load_tokenizer(source), args)
     variants: dict[str, tuple[Timed, list[Batch]]] = {
-        f"ours, {stage}": (
+        f"ours, {stage.name}": (
             _timed(*our_step(stage, config, params, args)),
             our_batches(split, stage, encoder.pad_token_id, args),
         )
@@ -137,13 +136,13 @@ def some_rows(examples: Any, tokenizer: Any, args: TrainingArguments) -> Tokeniz
 
 
 def our_batches(
-    split: TokenizedSplit, stage: StageName, pad_token_id: int, args: TrainingArguments
+    split: TokenizedSplit, stage: Stage, pad_token_id: int, args: TrainingArguments
 ) -> list[Batch]:
-    """The batches of the training loop; the later stages' also have a teacher's logits."""
+    """The batches of the training loop; with a teacher's logits where the stage needs them."""
     size = args.per_device_train_batch_size
     every = batches(split, size, args.max_seq_length, pad_token_id=pad_token_id, seed=args.seed)
     made = list(every)
-    if stage != "dense":
+    if stage.needs_teacher:
         for batch in made:
             batch["teacher_logits"] = np.zeros((size, 2), np.float32)
     return made
@@ -177,16 +176,15 @@ def _padded(
 
 
 def our_step(
-    stage: StageName, config: DPBertConfig, params: Params, args: TrainingArguments
+    stage: Stage, config: DPBertConfig, params: Params, args: TrainingArguments
 ) -> tuple[Step, TrainState]:
     """The training step of `train.py`, and the state that its optimizer starts from."""
-    if stage != "dense":
+    if stage.needs_planner:
         config = DPBertConfig(config.encoder, PlannerConfig(), ANY_CALIBRATION)
         params = {**params, "planner": init_params(config, args.seed)["planner"]}
     optimizer = make_optimizer(
         params,
-        config,
-        stage,
+        frozen=stage.frozen(config),
         num_steps=torch_training.NUM_STEPS,
         learning_rate=torch_training.LEARNING_RATE,
         planner_learning_rate=1e-2,
@@ -195,7 +193,7 @@ def our_step(
         max_grad_norm=torch_training.MAX_GRAD_NORM,
     )
     step = make_train_step(
-        partial(stage_loss, stage, DPBert(config), axis_name=AXIS),
+        partial(stage.loss, DPBert(config), axis_name=AXIS),
         optimizer,
         num_steps=torch_training.NUM_STEPS,
         accumulation=1,

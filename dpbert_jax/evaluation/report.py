@@ -35,7 +35,7 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
 
     Where answers were asked, or thresholds on rows without labels, nothing is scored.
     """
-    model = Model.from_pretrained(args.model_name_or_path, dtype=compute_dtype(args))
+    model = Model.from_pretrained(args.model_name_or_path, dtype=compute_dtype(args.bf16))
     for budget in args.budget:
         check_budget(model.config, budget)
     assert model.folder is not None

@@ -13,13 +13,13 @@ from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskData, tokenize
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.evaluation.metrics import compute_metrics, score
+from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.hub import load_params, save_weights
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.policies.dpbert import Params, init_params
 from dpbert_jax.run_folder import BEST
 from dpbert_jax.training.arguments import TrainArguments
-from dpbert_jax.training.rows import compute_dtype
 from dpbert_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class BestEpoch:
         assert self._args.keep_best is not None and self._split.labels is not None
         params = jax.device_get(state.params)
         made = predict(
-            make_executor("packed", self._config, params, compute_dtype(self._args)),
+            make_executor("packed", self._config, params, compute_dtype(self._args.bf16)),
             resolve_rule(self._config, self._args.keep_best),
             self._config,
             self._split,
