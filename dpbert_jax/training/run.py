@@ -51,6 +51,7 @@ from dpbert_jax.training.rows import global_batch_size, teacher_logits
 from dpbert_jax.training.stage import (
     PlannedStage,
     Stage,
+    abstract_state,
     plan_stages,
     stage_optimizer,
     stage_seed,
@@ -144,7 +145,7 @@ def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | 
         Path(args.output_dir) / CHECKPOINTS, resolved, on_saved=bucket.push if bucket else None
     )
     restored = checkpoints.restore(
-        lambda index: _abstract_state(
+        lambda index: abstract_state(
             stages[index], _stage_config(material, stages[index].stage), args
         )
     )
@@ -171,13 +172,15 @@ def _run_stages(run: _Run, position: Position, state: TrainState | None) -> None
     for index, (stage, span) in enumerate(run.stages):
         if index < position.stage:
             continue
+        begins = index > position.stage
+        if begins:
+            params = _handed_over(run, index, params)
         config = _stage_config(run.material, stage)
         if stage.needs_calibration:
             # The same thresholds at the stage's start as from a state of its middle: they depend on
             # parameters that it freezes.
             config = _calibrated(run, params)
-        if index > position.stage:
-            params = _handed_over(run, index, params)
+        if begins:
             state = create_state(params, stage_optimizer(params, stage, span, config, run.args))
         assert state is not None
         params = _train_stage(run, index, state, config)
@@ -220,18 +223,6 @@ def _step_size(material: Material, args: TrainArguments) -> StepSize:
     )
 
 
-def _abstract_state(
-    planned: PlannedStage, config: DPBertConfig, args: TrainArguments
-) -> TrainState:
-    """Shapes and types of a stage's state, for restoring."""
-
-    def make() -> TrainState:
-        params = init_params(config, args.seed)
-        return create_state(params, stage_optimizer(params, *planned, config, args))
-
-    return jax.eval_shape(make)
-
-
 def _calibrated(run: _Run, params: Params) -> DPBertConfig:
     planned = run.material.planned
     calibration = calibrate(
@@ -253,7 +244,16 @@ def _train_stage(run: _Run, index: int, state: TrainState, config: DPBertConfig)
     distilled = teacher_logits(run.teacher(), kept) if stage.needs_teacher else None
     best = None
     if stage.keeps_best and args.keep_best is not None:
-        best = BestEpoch(run.output.folder, config, material.task, material.tokenizer, args)
+        best = BestEpoch(
+            run.output.folder,
+            config,
+            material.task,
+            material.tokenizer,
+            budget=args.keep_best,
+            max_seq_length=args.max_seq_length,
+            max_eval_samples=args.max_eval_samples,
+            dtype=run.dtype,
+        )
 
     def save(stage_step: int, state: TrainState) -> None:
         checkpoints.save(span.first_step + stage_step, Position(index, stage_step), state)

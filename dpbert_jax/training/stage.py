@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.policies.dpbert import Params
+from dpbert_jax.policies.dpbert import Params, init_params
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import Span
 from dpbert_jax.training.objective import (
@@ -23,6 +24,7 @@ from dpbert_jax.training.objective import (
     stage_loss,
 )
 from dpbert_jax.training.optimizer import make_optimizer
+from dpbert_jax.training.step import TrainState, create_state
 
 
 def nothing(config: DPBertConfig) -> frozenset[str]:
@@ -125,3 +127,13 @@ def stage_optimizer(
         warmup_ratio=args.warmup_ratio,
         max_grad_norm=args.max_grad_norm,
     )
+
+
+def abstract_state(planned: PlannedStage, config: DPBertConfig, args: TrainArguments) -> TrainState:
+    """Shapes and types of a stage's state, for restoring."""
+
+    def make() -> TrainState:
+        params = init_params(config, args.seed)
+        return create_state(params, stage_optimizer(params, *planned, config, args))
+
+    return jax.eval_shape(make)

@@ -16,7 +16,7 @@ from dpbert_jax.training import run
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import Span, run_span
 from dpbert_jax.training.run import train
-from dpbert_jax.training.stage import FINAL, PlannedStage
+from dpbert_jax.training.stage import FINAL, PlannedStage, abstract_state
 from dpbert_jax.training.step import make_train_step
 
 
@@ -101,7 +101,7 @@ def test_the_run_is_the_newest_checkpoint_with_a_planner_fitted_anew(tiny_run):
     dense = dataclasses.replace(config, calibration=None)
     args = TrainArguments(output_dir=str(tiny_run), model_name_or_path="unused")
     planned = PlannedStage(FINAL, Span("final", 12, 4))
-    found = restored.restore(lambda index: run._abstract_state(planned, dense, args))
+    found = restored.restore(lambda index: abstract_state(planned, dense, args))
     restored.close()
     assert found is not None and found[:2] == (16, (2, 4))
     before, after = ({**tree} for tree in (found[2].params, params))
