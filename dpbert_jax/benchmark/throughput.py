@@ -35,6 +35,7 @@ def measure_throughput(
     tokenizer = subject.model.tokenizer or load_tokenizer(resolve_folder("minilm"))
     split = tokenize(task.splits[name], tokenizer, MAX_SEQ_LENGTH)
     executors = {name: subject.model.executor(name) for name in args.executors}
+    pad = subject.model.config.encoder.pad_token_id
     rows = []
     for batch_size in args.batch_sizes:
         calls, about = {}, {}
@@ -43,7 +44,7 @@ def measure_throughput(
                 continue
             size = CHUNK_ROWS if name == "packed" else batch_size
             made = chunks if name == "packed" else batches
-            passes = list(made(split, size, MAX_SEQ_LENGTH))
+            passes = list(made(split, size, MAX_SEQ_LENGTH, pad_token_id=pad))
             for keep in [subject.layers] if name == "masked" else subject.keeps:
                 label = f"{name} {keep}"
                 calls[label] = partial(_whole_split, execute, subject, passes, keep, args.seed)
@@ -51,7 +52,7 @@ def measure_throughput(
         beside = {}
         for name, peer in peers.items():
             for order, sort in (("in order", False), ("sorted", True)):
-                beside[f"{name}, {order}"] = (peer, list(_padded(split, batch_size, sort)))
+                beside[f"{name}, {order}"] = (peer, list(_padded(split, batch_size, sort, pad)))
                 about[f"{name}, {order}"] = {
                     "variant": f"{name}, {order}",
                     "keep": subject.layers,
@@ -81,11 +82,13 @@ def _whole_split(
         np.asarray(execute(batch, subject.rule(keep), plan).logits)
 
 
-def _padded(split: TokenizedSplit, batch_size: int, sort: bool) -> Iterator[dict[str, np.ndarray]]:
+def _padded(
+    split: TokenizedSplit, batch_size: int, sort: bool, pad_token_id: int
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches padded to their longest row, as a Hugging Face data collator makes them."""
     order = np.argsort(split.lengths, kind="stable") if sort else np.arange(len(split))
     for start in range(0, len(order), batch_size):
         part = split.take(order[start : start + batch_size])
         longest = int(part.lengths.max())
-        (batch,) = batches(part, len(part), longest)
+        (batch,) = batches(part, len(part), longest, pad_token_id=pad_token_id)
         yield {name: batch[name] for name in INPUTS}

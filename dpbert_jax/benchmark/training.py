@@ -28,11 +28,10 @@ from dpbert_jax.flags import flag, parse
 from dpbert_jax.hub import load_params, load_tokenizer, resolve_folder
 from dpbert_jax.hub.folders import save_weights
 from dpbert_jax.policies.dpbert import DPBert, Params, init_params
-from dpbert_jax.training.objective import StageName, stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
+from dpbert_jax.training.stage import STAGES, Stage
 from dpbert_jax.training.step import AXIS, Step, TrainState, create_state, make_train_step
 
-STAGES: tuple[StageName, ...] = ("dense", "joint", "final")
 REFERENCE = "torch, dynamic padding"
 MEGABATCHES = 50  # the Trainer's group_by_length sorts within so many batches
 ANY_CALIBRATION = Calibration((0.4, 1.0), (1.0, -6.0))  # plans do not change a stage's time
@@ -91,9 +90,9 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
     params = load_params(source, config, fresh=("head",), seed=args.seed)
     split = some_rows(task.splits["train"], load_tokenizer(source), args)
     variants: dict[str, tuple[Timed, list[Batch]]] = {
-        f"ours, {stage}": (
+        f"ours, {stage.name}": (
             _timed(*our_step(stage, config, params, args)),
-            our_batches(split, stage, args),
+            our_batches(split, stage, encoder.pad_token_id, args),
         )
         for stage in STAGES
     }
@@ -105,7 +104,7 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
             peer = Peer("torch-training", folder, threads)
             stack.callback(peer.close)
             timed = partial(_peer_seconds, peer)
-            for name, made in torch_batches(split, args).items():
+            for name, made in torch_batches(split, encoder.pad_token_id, args).items():
                 variants[name] = (timed, made)
         rows = measure(variants, args.repeats)
     report = {
@@ -139,17 +138,22 @@ def some_rows(examples: Any, tokenizer: Any, args: TrainingArguments) -> Tokeniz
     return every.take(np.random.default_rng(args.seed).permutation(len(every))[:count])
 
 
-def our_batches(split: TokenizedSplit, stage: StageName, args: TrainingArguments) -> list[Batch]:
-    """The batches of the training loop; the later stages' also have a teacher's logits."""
+def our_batches(
+    split: TokenizedSplit, stage: Stage, pad_token_id: int, args: TrainingArguments
+) -> list[Batch]:
+    """The batches of the training loop; with a teacher's logits where the stage needs them."""
     size = args.per_device_train_batch_size
-    made = list(batches(split, size, args.max_seq_length, seed=args.seed))
-    if stage != "dense":
+    every = batches(split, size, args.max_seq_length, pad_token_id=pad_token_id, seed=args.seed)
+    made = list(every)
+    if stage.needs_teacher:
         for batch in made:
             batch["teacher_logits"] = np.zeros((size, 2), np.float32)
     return made
 
 
-def torch_batches(split: TokenizedSplit, args: TrainingArguments) -> dict[str, list[Batch]]:
+def torch_batches(
+    split: TokenizedSplit, pad_token_id: int, args: TrainingArguments
+) -> dict[str, list[Batch]]:
     """Random batches padded to their longest row, as a data collator makes them, and grouped."""
     size = args.per_device_train_batch_size
     shuffled = np.arange(len(split))  # drawn at random already
@@ -157,31 +161,33 @@ def torch_batches(split: TokenizedSplit, args: TrainingArguments) -> dict[str, l
         part[np.argsort(-split.lengths[part], kind="stable")]
         for part in np.split(shuffled, range(MEGABATCHES * size, len(split), MEGABATCHES * size))
     ]
+    padded = partial(_padded, split, pad_token_id)
     return {
-        REFERENCE: list(_padded(split, shuffled, size, 1)),
-        "torch, dynamic padding to a multiple of 8": list(_padded(split, shuffled, size, 8)),
-        "torch, grouped by length": list(_padded(split, np.concatenate(grouped), size, 1)),
+        REFERENCE: list(padded(shuffled, size, 1)),
+        "torch, dynamic padding to a multiple of 8": list(padded(shuffled, size, 8)),
+        "torch, grouped by length": list(padded(np.concatenate(grouped), size, 1)),
     }
 
 
-def _padded(split: TokenizedSplit, order: np.ndarray, size: int, multiple: int) -> Iterator[Batch]:
+def _padded(
+    split: TokenizedSplit, pad_token_id: int, order: np.ndarray, size: int, multiple: int
+) -> Iterator[Batch]:
     for rows in order.reshape(-1, size):
         part = split.take(rows)
         longest = -(-int(part.lengths.max()) // multiple) * multiple
-        yield next(batches(part, size, longest))
+        yield next(batches(part, size, longest, pad_token_id=pad_token_id))
 
 
 def our_step(
-    stage: StageName, config: DPBertConfig, params: Params, args: TrainingArguments
+    stage: Stage, config: DPBertConfig, params: Params, args: TrainingArguments
 ) -> tuple[Step, TrainState]:
     """The training step of `train.py`, and the state that its optimizer starts from."""
-    if stage != "dense":
+    if stage.needs_planner:
         config = DPBertConfig(config.encoder, PlannerConfig(), ANY_CALIBRATION)
         params = {**params, "planner": init_params(config, args.seed)["planner"]}
     optimizer = make_optimizer(
         params,
-        config,
-        stage,
+        frozen=stage.frozen(config),
         num_steps=torch_training.NUM_STEPS,
         learning_rate=torch_training.LEARNING_RATE,
         planner_learning_rate=1e-2,
@@ -190,7 +196,7 @@ def our_step(
         max_grad_norm=torch_training.MAX_GRAD_NORM,
     )
     step = make_train_step(
-        partial(stage_loss, stage, DPBert(config), axis_name=AXIS),
+        partial(stage.loss, DPBert(config), axis_name=AXIS),
         optimizer,
         num_steps=torch_training.NUM_STEPS,
         accumulation=1,

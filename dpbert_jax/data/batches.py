@@ -82,10 +82,10 @@ def batches(
     batch_size: int,
     max_seq_length: int,
     *,
+    pad_token_id: int,
     seed: int | None = None,
     epoch: int = 0,
     start: int = 0,
-    pad_token_id: int = 0,
     own: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """The batches of `epoch_schedule`, each with exactly `batch_size` rows.
@@ -93,7 +93,7 @@ def batches(
     `start` is the number of batches to skip, which are then not built: a run that stopped after k
     steps of an epoch goes on with `start=k`. The short batch, if any, is filled up with padding
     rows of weight 0. `own` are the positions in a batch to build, where other processes build the
-    others; default: all.
+    others; default: all. `pad_token_id` is the model's: position ids of some families skip it.
     """
     if start < 0:
         raise ValueError(f"start must not be negative, got {start}")
@@ -104,7 +104,7 @@ def batches(
 
 
 def chunks(
-    split: TokenizedSplit, num_rows: int, max_seq_length: int, *, pad_token_id: int = 0
+    split: TokenizedSplit, num_rows: int, max_seq_length: int, *, pad_token_id: int
 ) -> Iterator[Batch]:
     """The rows in the split's own order, `num_rows` at a time, all chunks of one shape.
 

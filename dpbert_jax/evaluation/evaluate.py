@@ -93,7 +93,7 @@ def predict(
     return Predictions(logits, plans, cost, seconds)
 
 
-def summarise(
+def evaluation_figures(
     predictions: Predictions, spec: TaskSpec, labels: np.ndarray, dense_metrics: dict[str, float]
 ) -> dict[str, Any]:
     """The figures of one evaluation, ready for JSON; undefined ones are NaN.

@@ -15,7 +15,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.answers import write_answers
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
-from dpbert_jax.evaluation.evaluate import summarise
+from dpbert_jax.evaluation.evaluate import evaluation_figures
 from dpbert_jax.evaluation.metrics import compute_metrics, score
 from dpbert_jax.evaluation.plots import plot_layers_per_input, plot_score_against_cost
 from dpbert_jax.evaluation.runner import compute_dtype, make_runner
@@ -35,7 +35,7 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
 
     Where answers were asked, or thresholds on rows without labels, nothing is scored.
     """
-    model = Model.from_pretrained(args.model_name_or_path, dtype=compute_dtype(args))
+    model = Model.from_pretrained(args.model_name_or_path, dtype=compute_dtype(args.bf16))
     for budget in args.budget:
         check_budget(model.config, budget)
     assert model.folder is not None
@@ -97,7 +97,7 @@ def evaluate(model: Model, teacher: Model | None, args: EvalArguments) -> list[R
                     "plan_rule": args.plan_rule,
                     "executor": run.executor,
                     "batch_size": run.batch_size,
-                    **summarise(made, task.spec, split.labels, dense_metrics),
+                    **evaluation_figures(made, task.spec, split.labels, dense_metrics),
                     "dense_seconds": dense.seconds,
                     "thresholds_from": config.calibration.inputs if config.calibration else None,
                     "dense_model": "teacher" if teacher else "self",

@@ -43,5 +43,6 @@ def make_runner(args: EvalArguments, model: Model) -> Runner:
     return Runner(name, rows or BATCH_SIZES[name], length, execute)
 
 
-def compute_dtype(args: EvalArguments) -> Any:
-    return jnp.bfloat16 if args.bf16 else jnp.float32
+def compute_dtype(bf16: bool) -> Any:
+    """What a model computes in, as the flag --bf16 has it."""
+    return jnp.bfloat16 if bf16 else jnp.float32

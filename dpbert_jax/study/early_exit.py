@@ -32,13 +32,13 @@ from dpbert_jax.encoder.flops import Length, layer_flops
 from dpbert_jax.encoder.head import classify
 from dpbert_jax.encoder.modules import Embeddings, Head, Layer, relative_attention
 from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
+from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.hub.folders import WEIGHTS, put_weights
 from dpbert_jax.integrity import verify
 from dpbert_jax.problem import MULTI_LABEL, SINGLE_LABEL, ProblemType, answers
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.objective import row_losses, score_sums
-from dpbert_jax.training.rows import compute_dtype
 
 Method = Literal["deebert", "pabee"]
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -124,7 +124,7 @@ def train_exits(run: Run, method: Method) -> Path:
     """Trains a method's exits; leaves their weights in the run's folder of baselines."""
     config = run.teacher.config
     params = initial_params(config, run.teacher.params)
-    loss = partial(exit_loss, method, config, compute_dtype(run.args))
+    loss = partial(exit_loss, method, config, compute_dtype(run.args.bf16))
     params = fit(run, method, loss, config, params, None)
     if method == "deebert":  # weight decay must not have moved what was frozen
         last = f"exit_{config.encoder.num_hidden_layers - 1}"

@@ -12,24 +12,26 @@ import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import TaskData, TokenizedSplit
+from dpbert_jax.data import TaskData, TokenizedSplit, num_batches
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.evaluation.task import recorded_columns
 from dpbert_jax.model import Model
-from dpbert_jax.run_folder import TEACHER, read_train_config
+from dpbert_jax.run_folder import TEACHER
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.feed import Feed
 from dpbert_jax.training.held_out_table import held_out_table
-from dpbert_jax.training.loop import Hooks, StagePlan, run_stage
+from dpbert_jax.training.loop import Hooks, Span, run_span
+from dpbert_jax.training.optimizer import make_optimizer
+from dpbert_jax.training.output import recorded_arguments
 from dpbert_jax.training.rows import (
     Rows,
     global_batch_size,
-    plan_stages,
     teacher_logits,
     training_rows,
 )
-from dpbert_jax.training.run import stage_optimizer
+from dpbert_jax.training.stage import plan_stages
 from dpbert_jax.training.step import Loss, create_state, make_train_step
 from dpbert_jax.training.task import training_task
 from dpbert_jax.training.tracker import Trackers
@@ -46,14 +48,22 @@ class Run(NamedTuple):
     rows: Rows
 
     @property
+    def batch_size(self) -> int:
+        """Rows that a step learns from."""
+        args = self.args
+        return global_batch_size(args.per_device_train_batch_size, args.gradient_accumulation_steps)
+
+    @property
     def steps(self) -> int:
-        """Steps that the run took after its dense stage."""
-        stages = plan_stages(self.rows, self.args)
-        return sum(stage.num_steps for stage in stages if stage.name != "dense")
+        """Steps that the run took after it had its dense model."""
+        stages = plan_stages(num_batches(len(self.rows.kept), self.batch_size), self.args)
+        return sum(span.num_steps for stage, span in stages if stage.needs_teacher)
 
     def teacher_logits(self, split: TokenizedSplit) -> np.ndarray:
         """What the dense model says of a split's rows; [N, C]."""
-        return teacher_logits(self.teacher.config, self.teacher.params, split, self.args)
+        dtype, longest = compute_dtype(self.args.bf16), self.args.max_seq_length
+        teacher = dataclasses.replace(self.teacher, dtype=dtype, max_seq_length=longest)
+        return teacher_logits(teacher, split)
 
 
 def open_run(folder: str) -> Run:
@@ -67,11 +77,17 @@ def open_run(folder: str) -> Run:
         raise UserError(f"{folder} has no planner: name the folder that train.py wrote.")
     path = model.folder
     assert path is not None
-    args = TrainArguments(**read_train_config(path))
+    args = recorded_arguments(path)
     task = training_task(args, recorded_columns(path), model.config.encoder)
     if "train" not in task.splits:
         raise UserError(f"{folder}: its data has no training split any more; put it back.")
-    rows = training_rows(task, model.tokenizer, args)
+    rows = training_rows(
+        task,
+        model.tokenizer,
+        max_seq_length=args.max_seq_length,
+        max_train_samples=args.max_train_samples,
+        seed=args.seed,
+    )
     return Run(path, model, Model.from_pretrained(path / TEACHER), args, task, rows)
 
 
@@ -97,27 +113,34 @@ def fit(
     distilled: np.ndarray | None,
 ) -> Params:
     """Trains parameters by a loss on the run's rows; `distilled` are the teacher's logits."""
-    # As the stages that the run's own backbone went through after the dense one.
-    rate = run.args.backbone_learning_rate("final")
-    args = dataclasses.replace(run.args, learning_rate=rate)
-    plan = StagePlan("dense", 0, 0, run.steps, title=name)
-    optimizer = stage_optimizer(params, config, plan, args)
+    args, span = run.args, Span(name, 0, run.steps)
+    optimizer = make_optimizer(
+        params,
+        frozen=(),
+        num_steps=span.num_steps,
+        # As the run's own backbone after the dense stage.
+        learning_rate=args.student_learning_rate,
+        planner_learning_rate=args.planner_learning_rate,
+        weight_decay=args.weight_decay,
+        warmup_ratio=args.warmup_ratio,
+        max_grad_norm=args.max_grad_norm,
+    )
     step = make_train_step(
         loss,
         optimizer,
-        num_steps=plan.num_steps,
+        num_steps=span.num_steps,
         accumulation=args.gradient_accumulation_steps,
         seed=args.seed,
     )
     feed = Feed(
         run.rows.kept,
         run.rows.kept_numbers,
-        batch_size=global_batch_size(args),
+        batch_size=run.batch_size,
         max_seq_length=args.max_seq_length,
         pad_token_id=config.encoder.pad_token_id,
         seed=args.seed,
         teacher_logits=distilled,
     )
-    unsaved = Hooks(Trackers([]), args.logging_steps, plan.num_steps + 1, lambda done, state: None)
-    state = run_stage(plan, step, create_state(params, optimizer), feed, unsaved)
+    unsaved = Hooks(Trackers([]), args.logging_steps, span.num_steps + 1, lambda done, state: None)
+    state = run_span(span, step, create_state(params, optimizer), feed, unsaved)
     return jax.device_get(state.params)

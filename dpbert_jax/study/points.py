@@ -38,7 +38,7 @@ Point = dict[str, Any]
 BISECTIONS = 40
 
 
-class Judge(NamedTuple):
+class Scorer(NamedTuple):
     """A validation split and the dense model's score on it."""
 
     run: Run
@@ -75,10 +75,10 @@ class Judge(NamedTuple):
         }
 
 
-def open_judge(run: Run, split: TokenizedSplit) -> Judge:
+def open_scorer(run: Run, split: TokenizedSplit) -> Scorer:
     execute = run.teacher.executor("packed")
     rule = resolve_rule(run.teacher.config, 1.0)
-    return Judge(run, split, run_split(run, split, execute, rule))
+    return Scorer(run, split, run_split(run, split, execute, rule))
 
 
 def run_split(
@@ -102,26 +102,26 @@ def run_split(
     )
 
 
-def planned_points(args: SweepArguments, judge: Judge) -> tuple[list[Point], dict[float, Any]]:
+def planned_points(args: SweepArguments, scorer: Scorer) -> tuple[list[Point], dict[float, Any]]:
     """A point for each budget and rule; and the first rule's predictions by budget."""
-    run = judge.run
+    run = scorer.run
     execute = run.model.executor("packed")
     points, by_budget = [], {}
     for plan_rule in args.plan_rules:
         for budget in args.shares():
             rule = resolve_rule(run.model.config, budget, plan_rule)
-            made = run_split(run, judge.split, execute, rule)
-            points.append(judge.point(plan_rule, budget, [made]))
+            made = run_split(run, scorer.split, execute, rule)
+            points.append(scorer.point(plan_rule, budget, [made]))
             if plan_rule == args.plan_rules[0]:
                 by_budget[budget] = made
     return points, by_budget
 
 
 def plan_controls(
-    args: SweepArguments, judge: Judge, planned: dict[float, Predictions]
+    args: SweepArguments, scorer: Scorer, planned: dict[float, Predictions]
 ) -> list[Point]:
     """Plans that do not look at the input, on the same weights at the same mean depth."""
-    run, rows = judge.run, len(judge.split)
+    run, rows = scorer.run, len(scorer.split)
     execute = run.model.executor("packed")
     rule = resolve_rule(run.model.config, 1.0)
     losses = mean_plan_losses(run) if args.wanted("mix") else None
@@ -140,18 +140,18 @@ def plan_controls(
             makers["mix"] = lambda seed, m=mix: mixed_plans(run.model.config, m, rows, seed)
         for variant, make in makers.items():
             draws = (
-                run_split(run, judge.split, execute, rule, make(args.seed + draw))
+                run_split(run, scorer.split, execute, rule, make(args.seed + draw))
                 for draw in range(args.draws)
             )
-            points.append(judge.point(variant, budget, draws))
+            points.append(scorer.point(variant, budget, draws))
     return points
 
 
 def trained_controls(
-    args: SweepArguments, judge: Judge, planned: dict[float, Predictions]
+    args: SweepArguments, scorer: Scorer, planned: dict[float, Predictions]
 ) -> list[Point]:
     """Static models, each at its own cost; early exits at the planned points' mean cost."""
-    run, points = judge.run, []
+    run, points = scorer.run, []
     folder = run.folder / BASELINES
     for control in TRAINED:
         if not args.wanted(control):
@@ -166,32 +166,32 @@ def trained_controls(
             logger.info("%s is left out: not trained for this run.", control)
         for path in found:
             if control == "static":
-                points.append(_static_point(judge, str(path)))
+                points.append(_static_point(scorer, str(path)))
             else:
-                points += _exit_points(judge, control, path, planned)
+                points += _exit_points(scorer, control, path, planned)
     return points
 
 
-def _static_point(judge: Judge, folder: str) -> Point:
+def _static_point(scorer: Scorer, folder: str) -> Point:
     model = Model.from_pretrained(folder)
     config = model.config
-    made = run_split(judge.run, judge.split, model.executor("packed"), resolve_rule(config, 1.0))
-    share = config.encoder.num_hidden_layers / judge.run.model.config.encoder.num_hidden_layers
+    made = run_split(scorer.run, scorer.split, model.executor("packed"), resolve_rule(config, 1.0))
+    share = config.encoder.num_hidden_layers / scorer.run.model.config.encoder.num_hidden_layers
     made = Predictions(made.logits, made.layer_mask, made.cost * share, made.seconds)
-    return judge.point("static", None, [made])
+    return scorer.point("static", None, [made])
 
 
 def _exit_points(
-    judge: Judge, method: str, folder: Any, planned: dict[float, Predictions]
+    scorer: Scorer, method: str, folder: Any, planned: dict[float, Predictions]
 ) -> list[Point]:
     """Thresholds are fitted to the cost on the very split that is scored: to their advantage."""
-    run = judge.run
-    config, lengths = run.teacher.config, judge.split.lengths
+    run = scorer.run
+    config, lengths = run.teacher.config, scorer.split.lengths
     problem = config.encoder.problem_type
     logits = exit_logits(
         config,
         load_exits(folder),
-        judge.split,
+        scorer.split,
         batch_size=run.args.per_device_eval_batch_size,
         max_seq_length=run.args.max_seq_length,
     )
@@ -213,7 +213,7 @@ def _exit_points(
             exits = _bisected(lambda t: patience_exits(logits, 1, t), mean_cost, wanted)
         else:
             exits = _mixed_patience(logits, problem, mean_cost, wanted)
-        points.append(judge.point(method, budget, [predictions(exits)]))
+        points.append(scorer.point(method, budget, [predictions(exits)]))
     return points
 
 

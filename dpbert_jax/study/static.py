@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.operations import Params
+from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.hub import save_folder
-from dpbert_jax.policies.dpbert import DPBert, Params
+from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.fit import Run, fit
-from dpbert_jax.training.objective import stage_loss
-from dpbert_jax.training.rows import compute_dtype
+from dpbert_jax.training.objective import dense_forward, stage_loss
 from dpbert_jax.training.step import AXIS
 
 
@@ -40,8 +41,8 @@ def train_static(run: Run, layer_mask: np.ndarray) -> Path:
     """Fine-tunes the static model of a plan [L]; leaves a plain Hugging Face BERT of k layers."""
     layers = np.flatnonzero(layer_mask).tolist()
     config, params = keep_layers(run.teacher.config, run.teacher.params, layers)
-    model = DPBert(config, compute_dtype(run.args))
-    loss = partial(stage_loss, "dense", model, axis_name=AXIS)
+    model = DPBert(config, compute_dtype(run.args.bf16))
+    loss = partial(stage_loss, dense_forward, model, axis_name=AXIS)
     distilled = run.teacher_logits(run.rows.kept)
     name = f"static {'.'.join(map(str, layers))}"
     params = fit(run, name, loss, config, params, distilled)

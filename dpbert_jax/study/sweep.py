@@ -25,7 +25,7 @@ from dpbert_jax.study.fit import open_run
 from dpbert_jax.study.insight import difficulty, insight
 from dpbert_jax.study.points import (
     Point,
-    open_judge,
+    open_scorer,
     plan_controls,
     planned_points,
     trained_controls,
@@ -80,20 +80,20 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
     for name in run.task.spec.validation_splits:
         examples = run.task.splits[name].head(args.max_eval_samples)
         split = tokenize(examples, run.model.tokenizer, run.args.max_seq_length)
-        judge = open_judge(run, split)
-        points, planned = planned_points(args, judge)
-        points += plan_controls(args, judge, planned)
-        points += trained_controls(args, judge, planned)
+        scorer = open_scorer(run, split)
+        points, planned = planned_points(args, scorer)
+        points += plan_controls(args, scorer, planned)
+        points += trained_controls(args, scorer, planned)
         if args.repeats:
-            time_points(args, judge, points)
-        dense_metrics = judge.metrics(judge.dense.logits)
+            time_points(args, scorer, points)
+        dense_metrics = scorer.metrics(scorer.dense.logits)
         report["splits"][name] = {
             "examples": len(split),
             "dense_metrics": dense_metrics,
             "f1_class": run.task.spec.f1_class,
             "insight": {
                 f"{budget:g}": insight(
-                    made.layer_mask, split, judge.dense.logits, run.model.config.encoder
+                    made.layer_mask, split, scorer.dense.logits, run.model.config.encoder
                 )
                 for budget, made in planned.items()
             },
@@ -114,7 +114,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         plot_layers_by_difficulty(
             folder / f"layers_by_difficulty{suffix}.png",
             {budget: made.layer_mask for budget, made in planned.items()},
-            difficulty(split, judge.dense.logits, config.encoder),
+            difficulty(split, scorer.dense.logits, config.encoder),
             f"the dense model's {'error' if run.task.spec.is_regression else 'uncertainty'}",
             title,
         )

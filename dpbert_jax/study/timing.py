@@ -12,19 +12,20 @@ from dpbert_jax.inference.executors import INPUTS, Executor
 from dpbert_jax.inference.path import DPBertOutput
 from dpbert_jax.policies.cost import plan_cost
 from dpbert_jax.policies.rule import Rule
-from dpbert_jax.study.points import Judge, Point, run_split
+from dpbert_jax.study.points import Point, Scorer, run_split
 from dpbert_jax.study.sweep_arguments import SweepArguments
 
 
-def time_points(args: SweepArguments, judge: Judge, points: list[Point]) -> None:
+def time_points(args: SweepArguments, scorer: Scorer, points: list[Point]) -> None:
     """Adds to each planned point its latency and throughput, and their shares of the dense ones."""
-    run = judge.run
+    run = scorer.run
     planned = [point for point in points if point["variant"] in args.plan_rules]
-    few = np.linspace(0, len(judge.split) - 1, min(args.latency_rows, len(judge.split)))
-    split = judge.split.take(np.unique(few.astype(int)))
+    few = np.linspace(0, len(scorer.split) - 1, min(args.latency_rows, len(scorer.split)))
+    split = scorer.split.take(np.unique(few.astype(int)))
+    pad = run.teacher.config.encoder.pad_token_id
     rows = [
         {name: batch[name] for name in INPUTS}
-        for batch in batches(split, 1, run.args.max_seq_length)
+        for batch in batches(split, 1, run.args.max_seq_length, pad_token_id=pad)
     ]
     dense = run.teacher.executor("cond")
     skipping = run.model.executor("cond")
@@ -57,12 +58,12 @@ def time_points(args: SweepArguments, judge: Judge, points: list[Point]) -> None
     seconds: dict[int, list[float]] = {number: [] for number in (-1, *range(len(planned)))}
     for repeat in range(args.repeats):
         first = repeat == 0  # compilation stays off the clock
-        made = run_split(run, judge.split, dense, full, warm_up=first)
+        made = run_split(run, scorer.split, dense, full, warm_up=first)
         seconds[-1].append(made.seconds)
         for number, point in enumerate(planned):
             rule = resolve_rule(run.model.config, point["budget"], point["variant"])
-            made = run_split(run, judge.split, skipping, rule, warm_up=first)
+            made = run_split(run, scorer.split, skipping, rule, warm_up=first)
             seconds[number].append(made.seconds)
     for number, point in enumerate(planned):
-        point["samples_per_second"] = len(judge.split) / float(np.median(seconds[number]))
+        point["samples_per_second"] = len(scorer.split) / float(np.median(seconds[number]))
         point["throughput_gain"] = min(seconds[-1]) / min(seconds[number])

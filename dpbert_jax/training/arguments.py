@@ -185,8 +185,7 @@ class TrainArguments:
         if unknown:
             raise UserError(f"--report_to {' '.join(unknown)}: must be of {list(REPORTERS)}.")
 
-    def backbone_learning_rate(self, stage: str) -> float:
-        """Peak learning rate of the backbone in a stage."""
-        if stage == "dense":
-            return self.learning_rate
+    @property
+    def student_learning_rate(self) -> float:
+        """Peak learning rate of the backbone where it learns from the dense model."""
         return self.distillation_learning_rate or self.learning_rate

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from dpbert_jax import hosts
 from dpbert_jax.config import DPBertConfig
@@ -18,8 +19,6 @@ from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.policies.dpbert import Params, init_params
 from dpbert_jax.run_folder import BEST
-from dpbert_jax.training.arguments import TrainArguments
-from dpbert_jax.training.rows import compute_dtype
 from dpbert_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -40,23 +39,28 @@ class BestEpoch:
         config: DPBertConfig,
         task: TaskData,
         tokenizer: Any,
-        args: TrainArguments,
+        *,
+        budget: float,
+        max_seq_length: int,
+        max_eval_samples: int | None,
+        dtype: DTypeLike,
     ) -> None:
-        self._folder, self._config, self._args, self._spec = folder / BEST, config, args, task.spec
-        examples = task.splits[task.spec.validation_splits[0]].head(args.max_eval_samples)
-        self._split = tokenize(examples, tokenizer, args.max_seq_length)
+        self._folder, self._config, self._spec = folder / BEST, config, task.spec
+        self._budget, self._max_seq_length, self._dtype = budget, max_seq_length, dtype
+        examples = task.splits[task.spec.validation_splits[0]].head(max_eval_samples)
+        self._split = tokenize(examples, tokenizer, max_seq_length)
 
     def consider(self, done: int, state: TrainState) -> None:
         """Scores the state of an epoch's end, and keeps it where it is the best so far."""
-        assert self._args.keep_best is not None and self._split.labels is not None
+        assert self._split.labels is not None
         params = jax.device_get(state.params)
         made = predict(
-            make_executor("packed", self._config, params, compute_dtype(self._args)),
-            resolve_rule(self._config, self._args.keep_best),
+            make_executor("packed", self._config, params, self._dtype),
+            resolve_rule(self._config, self._budget),
             self._config,
             self._split,
             batch_size=CHUNK_ROWS,
-            max_seq_length=self._args.max_seq_length,
+            max_seq_length=self._max_seq_length,
             warm_up=False,
         )
         spec, labels = self._spec, self._split.labels
@@ -79,5 +83,5 @@ class BestEpoch:
 
     def params(self) -> Params:
         """The parameters of the best epoch."""
-        shapes = jax.eval_shape(lambda: init_params(self._config, self._args.seed))
+        shapes = jax.eval_shape(lambda: init_params(self._config, 0))
         return hosts.from_main(lambda: load_params(self._folder, self._config), like=shapes)

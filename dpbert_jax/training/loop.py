@@ -1,4 +1,4 @@
-"""The loop over one stage's steps: batches in, numbers out, checkpoints between."""
+"""The loop over the steps of a stage: batches in, numbers out, checkpoints between."""
 
 import logging
 import math
@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from dpbert_jax.errors import UserError
 from dpbert_jax.training.feed import Feed
-from dpbert_jax.training.objective import StageName
 from dpbert_jax.training.preemption import Preemption, exit_code
 from dpbert_jax.training.step import Step, Sums, TrainState
 from dpbert_jax.training.tracker import Tracker
@@ -21,14 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """How long a stage is and where it lies in the run."""
+class Span:
+    """The steps that the loop takes, and what they are called."""
 
-    name: StageName
-    index: int
-    first_step: int  # global step at which it begins
+    name: str  # in the log and in messages
+    first_step: int  # global step at which they begin
     num_steps: int
-    title: str | None = None  # what the progress bar says; None: the name
 
 
 class Clock:
@@ -56,9 +53,7 @@ class Hooks:
     preemption: Preemption = field(default_factory=Preemption)  # where a signal to stop is noted
 
 
-def run_stage(
-    plan: StagePlan, step: Step, state: TrainState, feed: Feed, hooks: Hooks
-) -> TrainState:
+def run_span(span: Span, step: Step, state: TrainState, feed: Feed, hooks: Hooks) -> TrainState:
     """Runs the steps that the state has not done yet; every draw depends on (seed, step) only.
 
     Raises:
@@ -66,14 +61,13 @@ def run_stage(
         SystemExit: a process of this run was told to stop: its step is done, and saved.
     """
     done = int(state.step)
-    title = plan.title or plan.name
-    bar = tqdm(total=plan.num_steps, initial=done, desc=title, dynamic_ncols=True)
+    bar = tqdm(total=span.num_steps, initial=done, desc=span.name, dynamic_ncols=True)
     window: list[Sums] = []
     began = time.perf_counter()
     clock = Clock()
     upcoming = feed.batches(done)
     with bar, hooks.preemption.deferred():
-        while done < plan.num_steps:
+        while done < span.num_steps:
             asked = time.perf_counter()
             epoch, batch = next(upcoming)
             clock.data += time.perf_counter() - asked
@@ -81,18 +75,18 @@ def run_stage(
             signal = int(sums.pop("signal"))
             done += 1
             if not (math.isfinite(sums["loss"]) and math.isfinite(sums["grad_norm"])):
-                _refuse_divergence(plan, done, epoch, feed.rows_of(batch), sums)
+                _refuse_divergence(span, done, epoch, feed.rows_of(batch), sums)
             window.append(sums)
             values = _summary(window)
             rate = sum(s["rows"] for s in window) / (time.perf_counter() - began)
             values["examples_per_second"] = rate
             bar.set_postfix(_short(values), refresh=False)
             bar.update()
-            global_step = plan.first_step + done
-            last = done == plan.num_steps
+            global_step = span.first_step + done
+            last = done == span.num_steps
             if last or global_step % hooks.logging_steps == 0:
                 values |= clock.shares()
-                hooks.tracker.log(global_step, {"phase": plan.name, "epoch": epoch, **values})
+                hooks.tracker.log(global_step, {"phase": span.name, "epoch": epoch, **values})
                 window, began = [], time.perf_counter()
             if hooks.end_epoch and (last or done % feed.steps_per_epoch == 0):
                 hooks.end_epoch(done, state)
@@ -102,35 +96,35 @@ def run_stage(
                 clock.checkpoints += time.perf_counter() - asked
             if signal:
                 bar.close()  # what is said next begins a line of its own
-                _stop(plan, done, signal)
+                _stop(span, done, signal)
     waited = clock.shares()
     logger.info(
         "%s: %.2f %% of the time waiting for data, %.2f %% for checkpoints.",
-        title,
+        span.name,
         100 * waited["data_wait"],
         100 * waited["checkpoint_wait"],
     )
     return state
 
 
-def _stop(plan: StagePlan, done: int, signal: int) -> None:
+def _stop(span: Span, done: int, signal: int) -> None:
     logger.warning(
         "Stopped by %s behind step %d of %d in stage %s; it is saved: go on with --resume.",
         Signals(signal).name,
         done,
-        plan.num_steps,
-        plan.name,
+        span.num_steps,
+        span.name,
     )
     raise SystemExit(exit_code(signal))
 
 
 def _refuse_divergence(
-    plan: StagePlan, step: int, epoch: int, rows: np.ndarray, sums: dict[str, float]
+    span: Span, step: int, epoch: int, rows: np.ndarray, sums: dict[str, float]
 ) -> None:
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     raise UserError(
         f"The loss is {sums['loss']} and its gradient's norm {sums['grad_norm']} in stage "
-        f"{plan.name}, step {step} of {plan.num_steps} (epoch {epoch}), on the batch of training "
+        f"{span.name}, step {step} of {span.num_steps} (epoch {epoch}), on the batch of training "
         f"rows {shown} (counted from 0). The run has stopped; its last checkpoint is from before. "
         "Lower --learning_rate or --planner_learning_rate, or look at those rows."
     )

@@ -3,15 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import bucket_length
 from dpbert_jax.errors import UserError
 from dpbert_jax.policies.dpbert import init_params
-from dpbert_jax.training.arguments import TrainArguments
 
 STATE_COPIES = 5  # parameters, gradients and their sum over devices, Adam's two moments
 # Floats kept of a token in a layer for the backward pass, with the temporaries of the pass itself:
@@ -20,30 +19,29 @@ STATE_COPIES = 5  # parameters, gradients and their sum over devices, Adam's two
 HIDDEN, FEED_FORWARD, ATTENTION = 12, 4, 4
 
 
-def step_bytes(
-    config: DPBertConfig,
-    rows: int,
-    length: int,
-    *,
-    bf16: bool = False,
-    gradient_checkpointing: bool = False,
-) -> int:
-    """An estimate of what a training step needs on a device, from above; bytes.
+class StepSize(NamedTuple):
+    """What a training step's memory on a device depends on, besides the model."""
 
-    Args:
-        rows: of a micro-batch on the device.
-        length: tokens of a row, padding included.
-    """
+    rows: int  # of a micro-batch on the device
+    length: int  # tokens of a row, padding included
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+
+
+def step_bytes(config: DPBertConfig, size: StepSize) -> int:
+    """An estimate of what a training step needs on a device, from above; bytes."""
     encoder = config.encoder
     shapes = jax.tree.leaves(jax.eval_shape(lambda: init_params(config, 0)))
     state = STATE_COPIES * 4 * sum(int(np.prod(leaf.shape)) for leaf in shapes)
     inside = (HIDDEN * encoder.hidden_size + FEED_FORWARD * encoder.intermediate_size) * (
-        2 if bf16 else 4
-    ) + ATTENTION * 4 * encoder.num_attention_heads * length  # the softmax stays float32
+        2 if size.bf16 else 4
+    ) + ATTENTION * 4 * encoder.num_attention_heads * size.length  # the softmax stays float32
     layers = encoder.num_hidden_layers
     # With checkpointing every layer keeps its input, and one layer at a time has its inside.
-    token = layers * 4 * encoder.hidden_size + inside if gradient_checkpointing else layers * inside
-    return state + rows * length * token
+    token = layers * inside
+    if size.gradient_checkpointing:
+        token = layers * 4 * encoder.hidden_size + inside
+    return state + size.rows * size.length * token
 
 
 def device_bytes() -> int:
@@ -56,51 +54,39 @@ def device_bytes() -> int:
     return int(stats.get("bytes_limit", 0))
 
 
-def check_memory(config: DPBertConfig, lengths: np.ndarray, args: TrainArguments) -> None:
-    """Refuses a batch that cannot fit, before anything is computed.
-
-    Args:
-        lengths: tokens of each training row [N].
+def check_memory(config: DPBertConfig, size: StepSize) -> None:
+    """Refuses a step that cannot fit, before anything is computed.
 
     Raises:
         UserError: with the estimate and the flags to change.
     """
-    needed, there = _longest_step(config, lengths, args), device_bytes()
+    needed, there = _bytes_here(config, size), device_bytes()
     if there and needed > there:
-        raise UserError(_advice(needed, f"more than the {_gib(there)} that there are", args))
+        raise UserError(_advice(needed, f"more than the {_gib(there)} that there are", size))
 
 
 @contextmanager
-def memory_explained(
-    config: DPBertConfig, lengths: np.ndarray, args: TrainArguments
-) -> Iterator[None]:
+def memory_explained(config: DPBertConfig, size: StepSize) -> Iterator[None]:
     """Turns XLA's report that memory ran out into a sentence with the estimate and the flags."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needed = _longest_step(config, lengths, args)
-        raise UserError(_advice(needed, "and the device has run out of it", args)) from error
+        needed = _bytes_here(config, size)
+        raise UserError(_advice(needed, "and the device has run out of it", size)) from error
 
 
-def _longest_step(config: DPBertConfig, lengths: np.ndarray, args: TrainArguments) -> int:
+def _bytes_here(config: DPBertConfig, size: StepSize) -> int:
     # XLA's CPU compiler drops the barriers that checkpointing consists of.
-    checkpointing = args.gradient_checkpointing and jax.default_backend() != "cpu"
-    return step_bytes(
-        config,
-        args.per_device_train_batch_size,
-        bucket_length(int(lengths.max()), args.max_seq_length),
-        bf16=args.bf16,
-        gradient_checkpointing=checkpointing,
-    )
+    checkpointing = size.gradient_checkpointing and jax.default_backend() != "cpu"
+    return step_bytes(config, size._replace(gradient_checkpointing=checkpointing))
 
 
-def _advice(needed: int, verdict: str, args: TrainArguments) -> str:
-    rows = args.per_device_train_batch_size
+def _advice(needed: int, verdict: str, size: StepSize) -> str:
     return (
-        f"A training step of {rows} rows on each device takes about {_gib(needed)}, {verdict}. "
-        f"Lower --per_device_train_batch_size and raise --gradient_accumulation_steps by as much, "
+        f"A training step of {size.rows} rows on each device takes about {_gib(needed)}, {verdict}."
+        " Lower --per_device_train_batch_size and raise --gradient_accumulation_steps by as much, "
         "lower --max_seq_length, or (on TPU and GPU) add --gradient_checkpointing or --bf16."
     )
 

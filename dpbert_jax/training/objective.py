@@ -1,12 +1,14 @@
-"""The losses of the three training stages, as sums over rows so that shards simply add up.
+"""The losses of the training stages, as sums over rows so that shards simply add up.
 
-dense: the plain BERT. joint: planner and backbone together, gates sampled at a budget. final: the
-planner is frozen and the encoder learns that planner's hard plans. None of this is published for
-DPBERT; it is this project's design.
+Stages differ by their forward pass. `dense_forward`: the plain encoder. `joint_forward`: planner
+and backbone together, gates sampled at a budget. `final_forward`: the planner is frozen and the
+encoder learns that planner's hard plans. None of this is published for DPBERT; it is this project's
+design.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,9 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.encoder.operations import fold_rows
+from dpbert_jax.encoder.operations import Params, fold_rows
 from dpbert_jax.policies.cost import planner_share
-from dpbert_jax.policies.dpbert import DPBert, Params
+from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.policies.gates import (
     hard_gates,
     logistic_noise,
@@ -24,8 +26,6 @@ from dpbert_jax.policies.gates import (
     straight_through_gates,
 )
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, ProblemType
-
-StageName = Literal["dense", "joint", "final"]
 
 DISTILLATION_TEMPERATURE = 2.0
 DISTILLATION_SHARE = 0.5
@@ -40,6 +40,18 @@ class Forward(NamedTuple):
 
     logits: Float[Array, "B C"]
     gates: Float[Array, "B P"]
+
+
+class Moment(NamedTuple):
+    """What a forward pass may depend on that all rows of a step share."""
+
+    key: Key[Array, ""]  # the same on every shard
+    progress: Float[Array, ""]  # share of the stage's steps done
+    axis_name: str  # of the shards
+
+
+# (model, params, batch, each row's key [B], moment); `batch` as `stage_loss` has it
+ForwardPass = Callable[[DPBert, Params, dict[str, Array], Array, Moment], Forward]
 
 
 def row_losses(
@@ -106,7 +118,11 @@ def planned_rows(positions: Int[Array, " B"]) -> Float[Array, " B"]:
 
 
 def dense_forward(
-    model: DPBert, params: Params, batch: dict[str, Array], row_keys: Key[Array, " B"]
+    model: DPBert,
+    params: Params,
+    batch: dict[str, Array],
+    row_keys: Key[Array, " B"],
+    moment: Moment,
 ) -> Forward:
     """All layers, no planner."""
     keys = fold_rows(row_keys, 0)
@@ -122,9 +138,7 @@ def joint_forward(
     params: Params,
     batch: dict[str, Array],
     row_keys: Key[Array, " B"],
-    step_key: Key[Array, ""],
-    progress: Float[Array, ""],
-    axis_name: str,
+    moment: Moment,
 ) -> Forward:
     """Gates sampled straight-through at one budget a step, a quarter of the rows on the full path.
 
@@ -138,18 +152,18 @@ def joint_forward(
 
     planner = model.config.planner
     assert planner is not None
-    lowest = 1 - (1 - planner.min_budget) * jnp.minimum(progress / BUDGET_RAMP, 1)
+    lowest = 1 - (1 - planner.min_budget) * jnp.minimum(moment.progress / BUDGET_RAMP, 1)
     highest = jnp.maximum(lowest, planner.max_budget)
-    budget = jax.random.uniform(step_key, minval=lowest, maxval=highest)
+    budget = jax.random.uniform(moment.key, minval=lowest, maxval=highest)
     planned = planned_rows(batch["positions"])
     # The planner must not bend the backbone to its own ends: the backbone serves the task.
     gate_logits = apply(jax.lax.stop_gradient(states), mask, method="plan")
     share = share_of_gates(model.config, budget, mask.shape[1])
-    shifted: Any = meet_share(gate_logits, batch["weights"] * planned, share, axis_name)
+    shifted: Any = meet_share(gate_logits, batch["weights"] * planned, share, moment.axis_name)
 
     first, last = GATE_TEMPERATURE
     noise = logistic_noise(fold_rows(row_keys, 1), model.config.num_gates)
-    gates = straight_through_gates(shifted, noise, first + (last - first) * progress)
+    gates = straight_through_gates(shifted, noise, first + (last - first) * moment.progress)
     gates = jnp.where(planned[:, None] > 0, gates, 1.0)
     states = apply(states, mask, gates, keys, method="encode")[-1]
     _, logits = apply(states, keys, method="pool")
@@ -157,7 +171,11 @@ def joint_forward(
 
 
 def final_forward(
-    model: DPBert, params: Params, batch: dict[str, Array], row_keys: Key[Array, " B"]
+    model: DPBert,
+    params: Params,
+    batch: dict[str, Array],
+    row_keys: Key[Array, " B"],
+    moment: Moment,
 ) -> Forward:
     """The hard plans of inference, each row at a budget of its own from the trained range.
 
@@ -191,7 +209,7 @@ def final_forward(
 
 
 def stage_loss(
-    stage: StageName,
+    forward: ForwardPass,
     model: DPBert,
     params: Params,
     batch: dict[str, Array],
@@ -211,12 +229,7 @@ def stage_loss(
     """
     config: DPBertConfig = model.config
     row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
-    if stage == "dense":
-        out = dense_forward(model, params, batch, row_keys)
-    elif stage == "joint":
-        out = joint_forward(model, params, batch, row_keys, key, progress, axis_name)
-    else:
-        out = final_forward(model, params, batch, row_keys)
+    out = forward(model, params, batch, row_keys, Moment(key, progress, axis_name))
 
     weights = batch["weights"]
     problem = config.encoder.problem_type

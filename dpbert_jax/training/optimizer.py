@@ -1,13 +1,12 @@
 """AdamW for the backbone, Adam with its own rate for the planner, nothing for what is frozen."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import optax
 
-from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.operations import Params
-from dpbert_jax.training.objective import StageName
 
 PLANNER_DECAY_SHARE = 0.4  # the planner's rate falls tenfold over this last share of the stage
 
@@ -31,14 +30,16 @@ def planner_schedule(peak: float, num_steps: int) -> optax.Schedule:
     return optax.linear_schedule(peak, peak / 10, max(1, num_steps - start), start)
 
 
-def parameter_groups(params: Params, config: DPBertConfig, stage: StageName) -> Any:
-    """Labels of the same tree shape: `decay`, `no_decay`, `planner` or `frozen`."""
-    # The final stage must not move what the plans depend on.
-    plan_path = {"planner", "embeddings", *(f"layer_{i}" for i in range(config.stem_layers))}
+def parameter_groups(params: Params, frozen: Collection[str]) -> Any:
+    """Labels of the same tree shape: `decay`, `no_decay`, `planner` or `frozen`.
+
+    Args:
+        frozen: parts of the model, by their names at the top of the tree.
+    """
 
     def group(path: tuple[Any, ...], _: Any) -> str:
         names = [entry.key for entry in path]
-        if stage == "final" and names[0] in plan_path:
+        if names[0] in frozen:
             return "frozen"
         if names[0] == "planner":
             return "planner"
@@ -49,9 +50,8 @@ def parameter_groups(params: Params, config: DPBertConfig, stage: StageName) -> 
 
 def make_optimizer(
     params: Params,
-    config: DPBertConfig,
-    stage: StageName,
     *,
+    frozen: Collection[str],
     num_steps: int,
     learning_rate: float,
     planner_learning_rate: float,
@@ -59,14 +59,14 @@ def make_optimizer(
     warmup_ratio: float,
     max_grad_norm: float,
 ) -> optax.GradientTransformation:
-    """The optimizer of one stage.
+    """The optimizer of one stage; `frozen` as in `parameter_groups`.
 
     The gradient is clipped by its norm in each group apart, so that a steep cost penalty does not
     shrink the backbone's step.
     """
     backbone = backbone_schedule(learning_rate, num_steps, warmup_ratio)
     clip = optax.clip_by_global_norm(max_grad_norm)
-    groups = parameter_groups(params, config, stage)
+    groups = parameter_groups(params, frozen)
     is_backbone = jax.tree.map(lambda label: label in ("decay", "no_decay"), groups)
     is_planner = jax.tree.map(lambda label: label == "planner", groups)
     return optax.chain(

@@ -130,6 +130,23 @@ def _recorded(args: TrainArguments) -> dict[str, Any]:
     return values
 
 
+def recorded_arguments(folder: Path) -> TrainArguments:
+    """The flags that a run was started with; one that is newer than the run has its default.
+
+    Raises:
+        UserError: the folder is no run, or its record has a flag that there is not, or that is
+            none of today's values.
+    """
+    record = read_train_config(folder)
+    known = {field.name for field in dataclasses.fields(TrainArguments)}
+    if unknown := sorted(set(record) - known):
+        raise UserError(
+            f"{folder / TRAIN_CONFIG} has flags that this version of dpbert_jax does not know: "
+            f"{', '.join(unknown)}. Use the version that made the run."
+        )
+    return TrainArguments(**record)
+
+
 def _refuse_changes(args: TrainArguments, global_batch_size: int, folder: Path) -> None:
     now, before = _recorded(args), read_train_config(folder)
     # A flag that is newer than the run had its default.

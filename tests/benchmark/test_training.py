@@ -13,6 +13,7 @@ from dpbert_jax.config import TINY, DPBertConfig
 from dpbert_jax.data import batches, load_task
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub.folders import save_weights
+from dpbert_jax.training.stage import DENSE
 
 
 @pytest.fixture
@@ -44,10 +45,12 @@ def test_report(flags, tmp_path, monkeypatch, capsys):
 
 def test_every_variant_passes_over_the_same_rows(flags, random_split):
     args, split = flags(per_device_train_batch_size=4), random_split(24)
-    passes = training.torch_batches(split, args)
-    passes["ours"] = training.our_batches(split, "dense", args)
+    passes = training.torch_batches(split, 63, args)
+    passes["ours"] = training.our_batches(split, DENSE, 63, args)
     for made in passes.values():
         assert [len(batch["labels"]) for batch in made] == [4] * 6
+        for batch in made:
+            assert set(batch["input_ids"][batch["attention_mask"] == 0]) <= {63}
         # The first token of a row is its number.
         assert sorted(n for batch in made for n in batch["input_ids"][:, 0]) == list(range(24))
     widths = {name: [b["input_ids"].shape[1] for b in made] for name, made in passes.items()}
@@ -74,9 +77,9 @@ def test_torch_takes_the_same_step(flags, random_params, random_split, tmp_path)
     params = jax.device_get(random_params(config))
     save_weights(tmp_path, config, params)
     split = random_split(12)
-    step, state = training.our_step("dense", config, params, flags())
+    step, state = training.our_step(DENSE, config, params, flags())
     peer = Peer("torch-training", tmp_path, threads=1)
-    for batch in batches(split, 4, 16):
+    for batch in batches(split, 4, 16, pad_token_id=bert.pad_token_id):
         state, sums = step(state, batch)
         ((loss, norm, updated),), _ = peer.run([batch])
         assert sums["loss"] == pytest.approx(loss, rel=1e-4)

@@ -134,8 +134,9 @@ def test_batches_hold_their_rows_and_padding_weighs_nothing(
 @given(lengths_of_rows, batch_sizes, seeds, st.integers(0, 80))
 def test_start_skips_batches(lengths: np.ndarray, batch_size: int, seed: int | None, start: int):
     split = split_of(lengths)
-    whole = list(batches(split, batch_size, MAX, seed=seed, epoch=1))
-    rest = list(batches(split, batch_size, MAX, seed=seed, epoch=1, start=start))
+    same = {"seed": seed, "epoch": 1, "pad_token_id": 0}
+    whole = list(batches(split, batch_size, MAX, **same))
+    rest = list(batches(split, batch_size, MAX, start=start, **same))
     assert len(rest) == max(0, len(whole) - start)
     for wanted, found in zip(whole[start:], rest, strict=True):
         for key in wanted:
@@ -144,23 +145,26 @@ def test_start_skips_batches(lengths: np.ndarray, batch_size: int, seed: int | N
 
 @given(lengths_of_rows, st.integers(1, 40))
 def test_chunks_keep_the_order_and_have_one_shape(lengths: np.ndarray, num_rows: int):
-    found = list(chunks(split_of(lengths), num_rows, MAX))
+    found = list(chunks(split_of(lengths), num_rows, MAX, pad_token_id=3))
     rows = np.concatenate([batch["indices"] for batch in found]) if found else np.zeros(0)
     assert rows[rows >= 0].tolist() == list(range(len(lengths)))
     assert len({batch["input_ids"].shape for batch in found}) <= 1
     assert all(len(batch["weights"]) <= num_rows for batch in found)
+    for batch in found:
+        filled = (batch["attention_mask"] == 1) & (batch["weights"][:, None] > 0)
+        assert set(batch["input_ids"][~filled]) <= {3}
 
 
 def test_a_chunk_is_bounded(monkeypatch):
     module = importlib.import_module("dpbert_jax.data.batches")  # the package has it as a function
     monkeypatch.setattr(module, "MAX_CHUNK_SLOTS", 64)
-    found = chunks(split_of(np.full(9, 16)), 512, MAX)
+    found = chunks(split_of(np.full(9, 16)), 512, MAX, pad_token_id=0)
     assert [batch["input_ids"].shape for batch in found] == [(4, 16)] * 3
 
 
 def test_types_of_a_batch():
     split = split_of(np.asarray([5, 20]))
-    batch = next(batches(split, 4, 32))
+    batch = next(batches(split, 4, 32, pad_token_id=0))
     assert batch["input_ids"].shape == (4, 20)
     types = {key: array.dtype for key, array in batch.items()}
     assert types.pop("weights") == np.float32
@@ -172,6 +176,6 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         epoch_schedule(split.lengths, 0, MAX)
     with pytest.raises(ValueError, match="start must not be negative"):
-        next(batches(split, 4, MAX, start=-1))
+        next(batches(split, 4, MAX, pad_token_id=0, start=-1))
     with pytest.raises(ValueError, match="above max_seq_length=16"):
-        next(batches(split, 4, 16))
+        next(batches(split, 4, 16, pad_token_id=0))

@@ -5,7 +5,7 @@ import pytest
 
 from dpbert_jax.data.tasks import GLUE_TASKS, custom_spec
 from dpbert_jax.evaluation import evaluate
-from dpbert_jax.evaluation.evaluate import Predictions, predict, summarise
+from dpbert_jax.evaluation.evaluate import Predictions, evaluation_figures, predict
 from dpbert_jax.inference import Executor, make_executor, resolve_rule
 from dpbert_jax.inference.path import DPBertOutput
 from dpbert_jax.policies.cost import plan_cost, planner_share
@@ -102,7 +102,7 @@ def test_summary_by_hand():
     spec = GLUE_TASKS["mrpc"]
     dense = {"accuracy": 1.0, "f1": 1.0}
     labels = np.array([0, 1, 1, 1], np.int32)
-    assert summarise(predictions, spec, labels, dense) == {
+    assert evaluation_figures(predictions, spec, labels, dense) == {
         "metrics": {"accuracy": 0.75, "f1": pytest.approx(0.8)},
         "dense_metrics": dense,
         "f1_class": "equivalent",
@@ -121,4 +121,4 @@ def test_a_dense_score_of_zero_leaves_the_share_undefined():
     zeros = Predictions(np.eye(2, dtype=np.float32), np.ones((2, 3)), np.ones(2), 1.0)
     spec = custom_spec(("text",), ("no", "yes"))
     dense = {"accuracy": 0.0, "f1": 0.0}
-    assert np.isnan(summarise(zeros, spec, np.zeros(2, np.int32), dense)["score_kept"])
+    assert np.isnan(evaluation_figures(zeros, spec, np.zeros(2, np.int32), dense)["score_kept"])

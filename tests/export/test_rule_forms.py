@@ -51,17 +51,16 @@ def by_hand(logits, budget, plan_rule):
 
 
 def rows(budget):
-    """Logits with a tie, all below the threshold, one on the threshold and one just below it.
+    """Logits with a tie, all below the threshold, and two a hair on either side of it.
 
-    Between the grid's points float32 interpolates to an ulp: there a logit is on it to 1e-5.
+    A hair is 1e-5: in float32 a form meets the threshold to some ulps.
     """
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, (6, CONFIG.num_gates)).astype(np.float32)
     logits[0, 3] = logits[0, 5] = logits[0].max() + 1
     logits[1] -= 20
     threshold = np.interp(budget, TABLE.budgets, TABLE.thresholds)
-    logits[2, 4] = threshold if budget in TABLE.budgets else threshold + 1e-5
-    logits[2, 5] = threshold - 1e-5
+    logits[2, 4:6] = threshold + 1e-5, threshold - 1e-5
     return logits
 
 

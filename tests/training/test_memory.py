@@ -12,9 +12,8 @@ from dpbert_jax.config import BERT_BASE, DPBertConfig
 from dpbert_jax.errors import UserError
 from dpbert_jax.policies.dpbert import DPBert, init_params
 from dpbert_jax.training import memory
-from dpbert_jax.training.arguments import TrainArguments
-from dpbert_jax.training.memory import check_memory, memory_explained, step_bytes
-from dpbert_jax.training.objective import stage_loss
+from dpbert_jax.training.memory import StepSize, check_memory, memory_explained, step_bytes
+from dpbert_jax.training.stage import DENSE
 from dpbert_jax.training.step import AXIS, make_gradients
 
 ROWS, LENGTH = 16, 64
@@ -23,7 +22,7 @@ BERT = dataclasses.replace(
     BERT_BASE, hidden_size=384, intermediate_size=1536, num_hidden_layers=2, vocab_size=64
 )
 CONFIG = DPBertConfig(BERT)
-ARGS = TrainArguments(output_dir="run", model_name_or_path="model")
+SIZE = StepSize(ROWS, LENGTH)
 
 
 def gradients(checkpointing=False):
@@ -33,7 +32,7 @@ def gradients(checkpointing=False):
     shard = {name: integers(words) for name in ("input_ids", "attention_mask", "token_type_ids")}
     shard |= {"labels": integers(rows) * 0, "weights": floats(rows), "positions": integers(rows)}
     model = DPBert(CONFIG, jnp.float32, checkpointing)
-    loss = partial(stage_loss, "dense", model, axis_name=AXIS)
+    loss = partial(DENSE.loss, model, axis_name=AXIS)
     key = jax.random.key_data(jax.random.key(0))
     arguments = (shard, np.zeros(1, np.float32), key, np.float32(0))
     return make_gradients(loss, 1, jax.devices()[:1]), arguments
@@ -43,7 +42,7 @@ def test_the_estimate_is_above_what_xla_says_but_not_by_much():
     program, arguments = gradients()
     analysis = program.lower(init_params(CONFIG, 0), *arguments).compile().memory_analysis()
     count = sum(leaf.size for leaf in jax.tree.leaves(init_params(CONFIG, 0)))
-    activations = step_bytes(CONFIG, ROWS, LENGTH) - memory.STATE_COPIES * 4 * count
+    activations = step_bytes(CONFIG, SIZE) - memory.STATE_COPIES * 4 * count
     assert 0.6 * activations < analysis.temp_size_in_bytes < 1.1 * activations
 
 
@@ -75,23 +74,22 @@ def test_checkpointing_changes_no_gradient():
 
 
 def test_estimates_are_ordered():
-    plain = step_bytes(CONFIG, ROWS, LENGTH)
-    assert step_bytes(CONFIG, ROWS, LENGTH, bf16=True) < plain
-    assert step_bytes(CONFIG, ROWS, LENGTH, gradient_checkpointing=True) < plain
-    assert step_bytes(CONFIG, 2 * ROWS, LENGTH) > plain
+    plain = step_bytes(CONFIG, SIZE)
+    assert step_bytes(CONFIG, SIZE._replace(bf16=True)) < plain
+    assert step_bytes(CONFIG, SIZE._replace(gradient_checkpointing=True)) < plain
+    assert step_bytes(CONFIG, SIZE._replace(rows=2 * ROWS)) > plain
 
 
 def test_a_batch_that_cannot_fit_is_refused_with_what_to_change():
-    args = dataclasses.replace(ARGS, per_device_train_batch_size=10**7)
     with pytest.raises(UserError, match=r"10000000 rows .* GiB, more than .* GiB that there are"):
-        check_memory(CONFIG, np.array([5, 100]), args)
-    check_memory(CONFIG, np.array([5, 100]), ARGS)
+        check_memory(CONFIG, StepSize(10**7, 128))
+    check_memory(CONFIG, StepSize(32, 128))
 
 
 def test_memory_that_runs_out_is_told_with_the_estimate():
     told = pytest.raises(UserError, match=r"GiB, and the device .*--gradient_accumulation_steps")
-    with told, memory_explained(CONFIG, np.array([5]), ARGS):
+    with told, memory_explained(CONFIG, SIZE):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
     other = pytest.raises(jax.errors.JaxRuntimeError)
-    with other, memory_explained(CONFIG, np.array([5]), ARGS):
+    with other, memory_explained(CONFIG, SIZE):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -15,6 +15,7 @@ from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dpbert_jax.training.objective import (
+    Moment,
     final_forward,
     joint_forward,
     planned_rows,
@@ -123,7 +124,7 @@ def sharded(function, batch, shards):
 
 def test_joint_gradient_does_not_depend_on_the_shards(params, batch):
     """The threshold that meets the budget is one for all of them, and so is its derivative."""
-    loss = partial(stage_loss, "joint", DPBert(CONFIG), axis_name="batch")
+    loss = partial(stage_loss, joint_forward, DPBert(CONFIG), axis_name="batch")
 
     def gradient(shard):
         total = batch["weights"].sum()
@@ -137,13 +138,13 @@ def test_joint_gradient_does_not_depend_on_the_shards(params, batch):
 
 def test_joint_gates_cost_the_budget_on_average(params, batch):
     """Many draws of one step's gates: their mean is the share that the step's budget pays for."""
-    progress, lowest = jnp.float32(0.5), CONFIG.planner.min_budget
+    moment, lowest = Moment(KEY, jnp.float32(0.5), "batch"), CONFIG.planner.min_budget
 
     @jax.jit
     def gates(draw):
         keys = jax.vmap(lambda key: jax.random.fold_in(key, draw))(row_keys())
-        forward = partial(joint_forward, DPBert(CONFIG), params, axis_name="batch")
-        mapped = jax.vmap(lambda b: forward(b, keys, KEY, progress), axis_name="batch")
+        forward = partial(joint_forward, DPBert(CONFIG), params)
+        mapped = jax.vmap(lambda b: forward(b, keys, moment), axis_name="batch")
         return mapped(jax.tree.map(lambda x: x[None], batch)).gates[0]
 
     counted = (batch["weights"] * planned_rows(batch["positions"])) > 0
@@ -160,22 +161,20 @@ def shy_params(params):
     return {**params, "planner": {**params["planner"], "output": output}}
 
 
-def forward(stage, params, batch):
+def forward(stage_forward, params, batch):
     """One shard holds all rows."""
+    moment = Moment(KEY, jnp.float32(0.5), "batch")
 
     def run(batch):
-        args = (DPBert(CONFIG), params, batch, row_keys())
-        if stage == "joint":
-            return joint_forward(*args, KEY, jnp.float32(0.5), "batch")
-        return final_forward(*args)
+        return stage_forward(DPBert(CONFIG), params, batch, row_keys(), moment)
 
     mapped = jax.vmap(run, axis_name="batch")(jax.tree.map(lambda x: x[None], batch))
     return jax.tree.map(lambda x: x[0], mapped)
 
 
-@pytest.mark.parametrize("stage", ["joint", "final"])
-def test_every_fourth_row_runs_all_layers(stage, shy_params, batch):
-    out = jax.jit(partial(forward, stage))(shy_params, batch)
+@pytest.mark.parametrize("stage_forward", [joint_forward, final_forward])
+def test_every_fourth_row_runs_all_layers(stage_forward, shy_params, batch):
+    out = jax.jit(partial(forward, stage_forward))(shy_params, batch)
     full = np.arange(ROWS) % 4 == 0
     np.testing.assert_array_equal(out.gates[full], 1)
     assert (np.asarray(out.gates[~full]) == 0).any()
@@ -183,7 +182,7 @@ def test_every_fourth_row_runs_all_layers(stage, shy_params, batch):
 
 def test_final_plans_are_those_of_inference(params, batch):
     """Each planned row's plan is what an executor gives that row at that row's budget."""
-    out = jax.jit(partial(forward, "final"))(params, batch)
+    out = jax.jit(partial(forward, final_forward))(params, batch)
     low = CONFIG.planner.min_budget
     draw = jax.vmap(lambda key: low + (1 - low) * jax.random.uniform(key) ** 2)
     budgets = np.where(np.arange(ROWS) % 4, draw(fold_rows(row_keys(), 1)), 1.0)

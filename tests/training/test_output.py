@@ -8,7 +8,7 @@ from dpbert_jax.data import Columns
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.task import recorded_columns
 from dpbert_jax.training.arguments import TrainArguments
-from dpbert_jax.training.output import FREE_FLAGS, open_output
+from dpbert_jax.training.output import FREE_FLAGS, open_output, recorded_arguments
 
 COLUMNS = Columns("question", "answer", "label")
 
@@ -30,6 +30,20 @@ def test_a_new_folder_records_the_flags(tmp_path):
     del recorded["resolved"]["columns"]  # as in runs from before they were recorded
     (folder / "train_config.json").write_text(json.dumps(recorded))
     assert recorded_columns(folder) is recorded_columns(tmp_path) is None
+
+
+def test_the_flags_are_read_as_they_were_and_unknown_ones_refused(tmp_path):
+    folder = open_folder(tmp_path / "run", seed=7)
+    args = recorded_arguments(folder)
+    assert args == TrainArguments(str(folder), "minilm", task_name="docstrings", seed=7)
+    path = folder / "train_config.json"
+    recorded = json.loads(path.read_text())
+    del recorded["keep_best"]  # as in runs from before there was such a flag
+    path.write_text(json.dumps(recorded))
+    assert recorded_arguments(folder) == args
+    path.write_text(json.dumps({**recorded, "from_the_future": 1}))
+    with pytest.raises(UserError, match="does not know: from_the_future"):
+        recorded_arguments(folder)
 
 
 def test_an_occupied_folder_is_refused(tmp_path):

@@ -14,7 +14,9 @@ from dpbert_jax.hub import load_run
 from dpbert_jax.integrity import read_sums, verify
 from dpbert_jax.training import run
 from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.loop import Span, run_span
 from dpbert_jax.training.run import train
+from dpbert_jax.training.stage import FINAL, PlannedStage, abstract_state
 from dpbert_jax.training.step import make_train_step
 
 
@@ -42,17 +44,15 @@ def metrics(folder):
 def wrap_steps(monkeypatch, change):
     """Has `change(stage, steps done, state, sums)` see every step; it may raise."""
 
-    def make(loss, *args, **kwargs):
-        step, stage = make_train_step(loss, *args, **kwargs), loss.args[0]
-
+    def watched(span, step, *args):
         def wrapped(state, batch, signal):
             state, sums = step(state, batch, signal)
-            change(stage, int(state.step), sums)
+            change(span.name, int(state.step), sums)
             return state, sums
 
-        return wrapped
+        return run_span(span, wrapped, *args)
 
-    monkeypatch.setattr(run, "make_train_step", make)
+    monkeypatch.setattr(run, "run_span", watched)
 
 
 def test_the_folder_holds_what_the_contract_names(tiny_run):
@@ -100,8 +100,8 @@ def test_the_run_is_the_newest_checkpoint_with_a_planner_fitted_anew(tiny_run):
     restored = run.Checkpoints(tiny_run / "checkpoints", {})
     dense = dataclasses.replace(config, calibration=None)
     args = TrainArguments(output_dir=str(tiny_run), model_name_or_path="unused")
-    plan = run.StagePlan("final", 2, 12, 4)
-    found = restored.restore(lambda index: run._abstract_state(plan, dense, args))
+    planned = PlannedStage(FINAL, Span("final", 12, 4))
+    found = restored.restore(lambda index: abstract_state(planned, dense, args))
     restored.close()
     assert found is not None and found[:2] == (16, (2, 4))
     before, after = ({**tree} for tree in (found[2].params, params))

@@ -9,8 +9,8 @@ import pytest
 
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.policies.dpbert import DPBert, init_params
-from dpbert_jax.training.objective import stage_loss
 from dpbert_jax.training.optimizer import make_optimizer
+from dpbert_jax.training.stage import DENSE, FINAL, JOINT, STAGES
 from dpbert_jax.training.step import (
     AXIS,
     create_state,
@@ -20,11 +20,12 @@ from dpbert_jax.training.step import (
 )
 
 ROWS, STEPS = 8, 3
-DENSE = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=2))
+PLAIN = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=2))
 PLANNED = DPBertConfig(
-    DENSE.encoder, PlannerConfig(), Calibration((0.4, 0.8, 1.0), (2.5, 1.5, -6.0))
+    PLAIN.encoder, PlannerConfig(), Calibration((0.4, 0.8, 1.0), (2.5, 1.5, -6.0))
 )
-CONFIGS = {"dense": DENSE, "joint": PLANNED, "final": PLANNED}
+CONFIGS = {stage: PLANNED if stage.needs_planner else PLAIN for stage in STAGES}
+each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 
 
 @cache
@@ -34,8 +35,7 @@ def step_and_start(stage, devices, accumulation):
     params = jax.device_get(init_params(config, 0))
     optimizer = make_optimizer(
         params,
-        config,
-        stage,
+        frozen=stage.frozen(config),
         num_steps=STEPS,
         learning_rate=1e-3,
         planner_learning_rate=1e-2,
@@ -44,7 +44,7 @@ def step_and_start(stage, devices, accumulation):
         max_grad_norm=1.0,
     )
     step = make_train_step(
-        partial(stage_loss, stage, DPBert(config), axis_name=AXIS),
+        partial(stage.loss, DPBert(config), axis_name=AXIS),
         optimizer,
         num_steps=STEPS,
         accumulation=accumulation,
@@ -75,7 +75,7 @@ def schedule(random_batch):
 
 def run(stage, schedule, devices=1, accumulation=1):
     step, state = step_and_start(stage, devices, accumulation)
-    if stage == "dense":
+    if not stage.needs_teacher:
         schedule = [{k: v for k, v in b.items() if k != "teacher_logits"} for b in schedule]
     history = []
     for batch in schedule:
@@ -88,7 +88,7 @@ def assert_identical(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("stage", CONFIGS)
+@each_stage
 def test_four_devices_compute_what_one_computes(stage, schedule):
     one, _ = run(stage, schedule)
     four, _ = run(stage, schedule, devices=4)
@@ -97,7 +97,7 @@ def test_four_devices_compute_what_one_computes(stage, schedule):
     assert [sums["rows"] for sums in one] == [8, 8, 5]
 
 
-@pytest.mark.parametrize("stage", ["dense", pytest.param("final", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [DENSE, pytest.param(FINAL, marks=pytest.mark.slow)])
 def test_two_micro_batches_are_one_batch(stage, schedule):
     whole, _ = run(stage, schedule)
     split, _ = run(stage, schedule, accumulation=2)
@@ -108,21 +108,21 @@ def test_two_micro_batches_are_one_batch(stage, schedule):
 @pytest.mark.slow
 def test_joint_micro_batches_share_the_task_loss_and_each_has_its_own_penalty(schedule):
     """The penalty is of a micro-batch's mean cost; before the first update the rest agrees."""
-    (whole, *_), _ = run("joint", schedule)
-    (split, *rest), _ = run("joint", schedule, accumulation=2)
+    (whole, *_), _ = run(JOINT, schedule)
+    (split, *rest), _ = run(JOINT, schedule, accumulation=2)
     for name in ("loss", "rows", "layers", "correct"):
         assert split[name] == pytest.approx(whole[name], abs=1e-5)
     assert all(np.isfinite(list(sums.values())).all() for sums in (split, *rest))
 
 
-@pytest.mark.parametrize("stage", CONFIGS)
+@each_stage
 def test_the_same_run_twice_is_bitwise_the_same(stage, schedule):
     first, second = run(stage, schedule, devices=4), run(stage, schedule, devices=4)
     assert first[0] == second[0]
     assert_identical(first[1], second[1])
 
 
-@pytest.mark.parametrize("stage", CONFIGS)
+@each_stage
 def test_padding_rows_change_nothing(stage, schedule):
     changed = []
     for batch in schedule:
@@ -137,13 +137,13 @@ def test_padding_rows_change_nothing(stage, schedule):
     assert_identical(state, other_state)
 
 
-@pytest.mark.parametrize("stage", CONFIGS)
+@each_stage
 def test_every_part_moves_but_for_what_the_final_plans_depend_on(stage, schedule):
     before = step_and_start(stage, 1, 1)[1].params
     after = run(stage, schedule)[1].params
-    frozen = {"planner", "embeddings", "layer_0"} if stage == "final" else set()
+    frozen = {"planner", "embeddings", "layer_0"} if stage is FINAL else set()
     assert set(before) == {"embeddings", "layer_0", "layer_1", "head"} | (
-        set() if stage == "dense" else {"planner"}
+        set() if stage is DENSE else {"planner"}
     )
     for part in before:
         if part in frozen:
@@ -157,7 +157,7 @@ def test_every_part_moves_but_for_what_the_final_plans_depend_on(stage, schedule
 
 def test_a_state_on_the_host_or_on_devices_is_the_same_state(schedule):
     """A resumed run starts from the host; the one that was not interrupted never left."""
-    step, state = step_and_start("dense", 4, 1)
+    step, state = step_and_start(DENSE, 4, 1)
     batch = {k: v for k, v in schedule[0].items() if k != "teacher_logits"}
     from_host, sums = step(state, batch)
     from_devices, other_sums = step(jax.device_put(state), batch)
@@ -166,13 +166,13 @@ def test_a_state_on_the_host_or_on_devices_is_the_same_state(schedule):
     assert int(from_host.step) == 1
 
 
-@pytest.mark.parametrize("stage", CONFIGS)
+@each_stage
 def test_the_step_lowers_for_tpus_without_one(stage, schedule):
     """Four devices with a collective between them; compiling is what a TPU alone can do."""
-    loss = partial(stage_loss, stage, DPBert(CONFIGS[stage]), axis_name=AXIS)
+    loss = partial(stage.loss, DPBert(CONFIGS[stage]), axis_name=AXIS)
     parallel = make_gradients(loss, 1, jax.devices()[:4])
     batch = {k: v for k, v in schedule[0].items() if k != "indices"}
-    if stage == "dense":
+    if not stage.needs_teacher:
         batch.pop("teacher_logits")
     batch["positions"] = np.arange(ROWS, dtype=np.int32)
     shards = {k: v.reshape(4, 1, ROWS // 4, *v.shape[1:]) for k, v in batch.items()}
