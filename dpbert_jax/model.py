@@ -33,7 +33,6 @@ from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.inference.path import Weights, prepare
 from dpbert_jax.inference.texts import Encoder, read_texts
 from dpbert_jax.integrity import update_sums, write_whole
-from dpbert_jax.policies.cost import plan_cost
 from dpbert_jax.policies.protocol import Planned
 from dpbert_jax.policies.rule import resolve_rule
 from dpbert_jax.problem import answers, probabilities
@@ -211,8 +210,7 @@ class Model:
             logits[numbers] = np.asarray(output.logits)[real]
             layer_mask[numbers] = mask[real] > 0
             lengths = batch["attention_mask"].sum(axis=1)
-            gates = mask[:, self.config.stem_layers :]
-            cost[numbers] = np.asarray(plan_cost(self.config, gates, lengths))[real]
+            cost[numbers] = execute.policy.cost(mask, lengths)[real]
         labels, scores, shares = decode_logits(encoder, logits)
         layers = [tuple(np.flatnonzero(row).tolist()) for row in layer_mask]
         columns = labels, scores, layers, shares, cost.tolist(), truncated.tolist()

@@ -40,10 +40,10 @@ def measure_throughput(
     for batch_size in args.batch_sizes:
         calls, about = {}, {}
         for name, execute in executors.items():
-            if name == "packed" and batch_size != max(args.batch_sizes):
+            if execute.packs and batch_size != max(args.batch_sizes):
                 continue
-            size = CHUNK_ROWS if name == "packed" else batch_size
-            made = chunks if name == "packed" else batches
+            size = CHUNK_ROWS if execute.packs else batch_size
+            made = chunks if execute.packs else batches
             passes = list(made(split, size, MAX_SEQ_LENGTH, pad_token_id=pad))
             for keep in [subject.layers] if name == "masked" else subject.keeps:
                 label = f"{name} {keep}"

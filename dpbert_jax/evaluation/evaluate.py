@@ -13,7 +13,6 @@ from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import TaskSpec, TokenizedSplit, batches, chunks
 from dpbert_jax.evaluation.metrics import compute_metrics, score, share_kept
 from dpbert_jax.inference import Executor, Rule
-from dpbert_jax.policies.cost import plan_cost
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def predict(
         layer_mask = None if layer_mask is None else layer_mask[own]
 
     def make_batches() -> Any:
-        make = chunks if execute.name == "packed" else batches
+        make = chunks if execute.packs else batches
         return make(split, batch_size, max_seq_length, pad_token_id=config.encoder.pad_token_id)
 
     warm = set()
@@ -85,8 +84,7 @@ def predict(
         mask = np.asarray(output.layer_mask)[real]
         plans[rows] = mask
         # At the row's own length, so that it does not depend on the rows beside it.
-        gates, lengths = mask[:, config.stem_layers :], split.lengths[rows]
-        cost[rows] = np.asarray(plan_cost(config, gates, lengths))
+        cost[rows] = execute.policy.cost(mask, split.lengths[rows])
         bar.update(len(rows))
     bar.close()
     logits, plans, cost = (hosts.all_rows(values, count) for values in (logits, plans, cost))

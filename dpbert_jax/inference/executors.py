@@ -52,6 +52,7 @@ class Executor:
     policy: Policy
     run: Run
     lower: Callable[..., Any] | None = None  # (batch, rule) -> lowered program; None: not one
+    packs: bool = False  # whether it likes many rows at once, of any lengths and in any order
 
     def __call__(
         self,
@@ -207,7 +208,7 @@ def make_executor(
         if name == "packed":
             tokens = PIECE_TOKENS.get(platform, PIECE_TOKENS["gpu"])
             packed = Packed(config, policy, weights, dtype, tokens)
-            return Executor(name, config, policy, packed)
+            return Executor(name, config, policy, packed, packs=True)
 
         def encode(encoder: Any, layers: Any, states: Any, bias: Any, gates: Any) -> Any:
             if name == "cond":

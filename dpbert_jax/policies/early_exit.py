@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.flops import Length, layer_flops
 from dpbert_jax.encoder.head import classify
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.policies.rule import Rule
@@ -90,6 +92,20 @@ class EarlyExit:
         carry: Exits,
     ) -> tuple[Float[Array, "B C"], Float[Array, "B P"]]:
         return carry.answer, jnp.zeros((first.shape[0], 0))
+
+    def cost(
+        self, layer_mask: Num[np.ndarray, "B L"], lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, " B"]:
+        return exits_cost(self.config, layer_mask.sum(axis=1).astype(int), lengths)
+
+
+def exits_cost(config: DPBertConfig, layers: Int[np.ndarray, " N"], sequence_length: Length) -> Any:
+    """The share of the dense encoder's FLOPs of rows that left after so many layers; [N]."""
+    encoder = config.encoder
+    head = 2 * encoder.hidden_size * (encoder.hidden_size + encoder.num_labels)
+    layer = layer_flops(encoder, sequence_length)
+    # The dense model has the head of the last layer, too.
+    return (layers * layer + (layers - 1) * head) / (encoder.num_hidden_layers * layer)
 
 
 def deebert(config: DPBertConfig) -> EarlyExit:

@@ -3,12 +3,14 @@
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.head import classify
 from dpbert_jax.encoder.operations import Params
+from dpbert_jax.policies.cost import plan_cost
 from dpbert_jax.policies.gates import choose_gates
 from dpbert_jax.policies.planner import gate_logits
 from dpbert_jax.policies.rule import Rule
@@ -63,7 +65,13 @@ class Policy(Protocol):
         dtype: DTypeLike,
         carry: Carry,
     ) -> tuple[Float[Array, "B C"], Float[Array, "B P"]]:
-        """Logits, by default of the model's head on the first token's state, and gate logits."""
+        """Logits, of the model's head on the first token's state or its own, and gate logits."""
+        ...
+
+    def cost(
+        self, layer_mask: Num[np.ndarray, "B L"], lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, " B"]:
+        """Each row's share of the dense encoder's FLOPs, what the policy itself takes included."""
         ...
 
 
@@ -106,3 +114,9 @@ class Planned:
         carry: Carry,
     ) -> tuple[Float[Array, "B C"], Float[Array, "B P"]]:
         return classify(self.config.encoder, head, first, dtype)[1], carry
+
+    def cost(
+        self, layer_mask: Num[np.ndarray, "B L"], lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, " B"]:
+        gates = layer_mask[:, self.config.stem_layers :]
+        return np.asarray(plan_cost(self.config, gates, lengths))

@@ -11,7 +11,7 @@ matplotlib.use("agg")  # files only: works without a display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from dpbert_jax.study.points import Point
+from dpbert_jax.study.scorer import Point
 
 CLOSE = 0.93  # share of the dense score that the second panel begins at
 

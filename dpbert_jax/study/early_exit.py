@@ -28,7 +28,6 @@ from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.data import TokenizedSplit, batches
 from dpbert_jax.encoder.attention import RELATIVE, score_bias
 from dpbert_jax.encoder.embeddings import embed
-from dpbert_jax.encoder.flops import Length, layer_flops
 from dpbert_jax.encoder.head import classify
 from dpbert_jax.encoder.modules import Embeddings, Head, Layer, relative_attention
 from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
@@ -205,12 +204,3 @@ def patience_exits(
         count = np.where(agrees[:, layer - 1], count + 1, 0)
         leaves = np.where((count >= patience) & (leaves == layers - 1), layer, leaves)
     return leaves
-
-
-def exits_cost(config: DPBertConfig, exits: Int[np.ndarray, " N"], sequence_length: Length) -> Any:
-    """Each row's share of the dense encoder's FLOPs, with the exits that it passed; [N]."""
-    encoder = config.encoder
-    head = 2 * encoder.hidden_size * (encoder.hidden_size + encoder.num_labels)
-    layer = layer_flops(encoder, sequence_length)
-    # The dense model has the head of the last layer, too.
-    return ((exits + 1) * layer + exits * head) / (encoder.num_hidden_layers * layer)

@@ -12,7 +12,7 @@ import numpy as np
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.metrics import score, share_kept
 from dpbert_jax.flags import parse
-from dpbert_jax.study.points import Point
+from dpbert_jax.study.scorer import Point
 from dpbert_jax.study.sweep_arguments import CONTROLS
 
 NOTHING = "-"

@@ -23,15 +23,11 @@ from dpbert_jax.policies.rule import check_budget
 from dpbert_jax.study.curve import plot_curve
 from dpbert_jax.study.fit import open_run
 from dpbert_jax.study.insight import difficulty, insight
-from dpbert_jax.study.points import (
-    Point,
-    open_scorer,
-    plan_controls,
-    planned_points,
-    trained_controls,
-)
+from dpbert_jax.study.points import plan_controls, planned_points
+from dpbert_jax.study.scorer import Point, open_scorer
 from dpbert_jax.study.sweep_arguments import SweepArguments
 from dpbert_jax.study.timing import time_points
+from dpbert_jax.study.trained_points import trained_controls
 
 logger = logging.getLogger(__name__)
 COLUMNS = (
@@ -81,11 +77,13 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         examples = run.task.splits[name].head(args.max_eval_samples)
         split = tokenize(examples, run.model.tokenizer, run.args.max_seq_length)
         scorer = open_scorer(run, split)
-        points, planned = planned_points(args, scorer)
-        points += plan_controls(args, scorer, planned)
-        points += trained_controls(args, scorer, planned)
+        learned, planned = planned_points(args, scorer)
+        trained = trained_controls(args, scorer, planned)
         if args.repeats:
-            time_points(args, scorer, points)
+            time_points(args, scorer, [*learned, *trained])
+        points = [variant.point for variant in learned]
+        points += plan_controls(args, scorer, planned)
+        points += [variant.point for variant in trained]
         dense_metrics = scorer.metrics(scorer.dense.logits)
         report["splits"][name] = {
             "examples": len(split),

@@ -1,5 +1,6 @@
-"""Time of the planned points beside the dense model: latency at batch 1, throughput packed."""
+"""Time of points beside the dense model: latency at batch 1, throughput packed."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,60 +11,75 @@ from dpbert_jax.data import batches
 from dpbert_jax.inference import resolve_rule
 from dpbert_jax.inference.executors import INPUTS, Executor
 from dpbert_jax.inference.path import DPBertOutput
-from dpbert_jax.policies.cost import plan_cost
 from dpbert_jax.policies.rule import Rule
-from dpbert_jax.study.points import Point, Scorer, run_split
+from dpbert_jax.study.scorer import Part, Scorer, Variant, run_parts
 from dpbert_jax.study.sweep_arguments import SweepArguments
 
 
-def time_points(args: SweepArguments, scorer: Scorer, points: list[Point]) -> None:
-    """Adds to each planned point its latency and throughput, and their shares of the dense ones."""
-    run = scorer.run
-    planned = [point for point in points if point["variant"] in args.plan_rules]
-    few = np.linspace(0, len(scorer.split) - 1, min(args.latency_rows, len(scorer.split)))
-    split = scorer.split.take(np.unique(few.astype(int)))
+def time_points(args: SweepArguments, scorer: Scorer, variants: list[Variant]) -> None:
+    """Adds to each point its latency and throughput, and their shares of the dense ones."""
+    every = np.arange(len(scorer.split))
+    full = Part(resolve_rule(scorer.run.teacher.config, 1.0), every)
+    dense = Variant({}, scorer.run.teacher.executor, [full])
+    _time_latency(args, scorer, dense, variants)
+    _time_throughput(args, scorer, dense, variants)
+
+
+def _time_latency(
+    args: SweepArguments, scorer: Scorer, dense: Variant, variants: list[Variant]
+) -> None:
+    """Rows one by one, spread over the split, each under the rule of its part."""
+    run, split = scorer.run, scorer.split
+    few = np.linspace(0, len(split) - 1, min(args.latency_rows, len(split)))
+    chosen = np.unique(few.astype(int))
     pad = run.teacher.config.encoder.pad_token_id
-    rows = [
-        {name: batch[name] for name in INPUTS}
-        for batch in batches(split, 1, run.args.max_seq_length, pad_token_id=pad)
-    ]
-    dense = run.teacher.executor("cond")
-    skipping = run.model.executor("cond")
-    full = resolve_rule(run.teacher.config, 1.0)
+    made = list(batches(split.take(chosen), 1, run.args.max_seq_length, pad_token_id=pad))
+    lengths = [int(batch["attention_mask"].sum()) for batch in made]
 
-    def one_by_one(execute: Executor, rule: Rule) -> list[DPBertOutput]:
-        return [jax.device_get(execute(row, rule)) for row in rows]
+    def asked(variant: Variant) -> Callable[[], list[DPBertOutput]]:
+        execute = executors.setdefault(variant.executor, variant.executor("cond"))
+        rules = [_rule_of(variant.parts, int(chosen[batch["indices"][0]])) for batch in made]
+        rows = [{name: batch[name] for name in INPUTS} for batch in made]
+        return lambda: [
+            jax.device_get(execute(row, rule)) for row, rule in zip(rows, rules, strict=True)
+        ]
 
-    def mean_cost(outputs: list[DPBertOutput]) -> float:
-        gates = [output.layer_mask[:, run.model.config.stem_layers :] for output in outputs]
-        lengths = [int(row["attention_mask"].sum()) for row in rows]
-        costs = [plan_cost(run.model.config, *row)[0] for row in zip(gates, lengths, strict=True)]
-        return float(np.mean(costs))
-
-    calls: dict[str, Any] = {"dense": lambda: one_by_one(dense, full)}
-    costs = {}
-    for number, point in enumerate(planned):
-        rule = resolve_rule(run.model.config, point["budget"], point["variant"])
-        calls[str(number)] = lambda rule=rule: one_by_one(skipping, rule)
-        costs[number] = mean_cost(calls[str(number)]())  # off the clock
+    executors: dict[Any, Executor] = {}
+    calls = {"dense": asked(dense)}
+    for number, variant in enumerate(variants):
+        calls[str(number)] = asked(variant)
+        outputs = calls[str(number)]()  # off the clock
+        cost = executors[variant.executor].policy.cost
+        costs = [
+            cost(np.asarray(output.layer_mask), np.array([length]))[0]
+            for output, length in zip(outputs, lengths, strict=True)
+        ]
+        depth = outputs[0].layer_mask.shape[1] / run.model.config.encoder.num_hidden_layers
+        variant.point["latency_cost"] = float(np.mean(costs)) * depth
     found = interleaved(calls, {}, args.repeats, rounds=1)
-    for number, point in enumerate(planned):
+    for number, variant in enumerate(variants):
         taken, reference = found[str(number)], found["dense"]
-        point["latency_ms"] = taken["median_ms"] / len(rows)
-        point["latency_share"] = taken["min_ms"] / reference["min_ms"]
-        point["latency_cost"] = costs[number]
+        variant.point["latency_ms"] = taken["median_ms"] / len(made)
+        variant.point["latency_share"] = taken["min_ms"] / reference["min_ms"]
 
-    dense = run.teacher.executor("packed")
-    skipping = run.model.executor("packed")
-    seconds: dict[int, list[float]] = {number: [] for number in (-1, *range(len(planned)))}
+
+def _rule_of(parts: list[Part], row: int) -> Rule:
+    return next(part.rule for part in parts if row in part.rows)
+
+
+def _time_throughput(
+    args: SweepArguments, scorer: Scorer, dense: Variant, variants: list[Variant]
+) -> None:
+    every = [dense, *variants]
+    executors = {each: each("packed") for each in {variant.executor for variant in every}}
+    seconds = np.zeros((len(every), args.repeats))
     for repeat in range(args.repeats):
-        first = repeat == 0  # compilation stays off the clock
-        made = run_split(run, scorer.split, dense, full, warm_up=first)
-        seconds[-1].append(made.seconds)
-        for number, point in enumerate(planned):
-            rule = resolve_rule(run.model.config, point["budget"], point["variant"])
-            made = run_split(run, scorer.split, skipping, rule, warm_up=first)
-            seconds[number].append(made.seconds)
-    for number, point in enumerate(planned):
-        point["samples_per_second"] = len(scorer.split) / float(np.median(seconds[number]))
-        point["throughput_gain"] = min(seconds[-1]) / min(seconds[number])
+        for number, variant in enumerate(every):
+            execute = executors[variant.executor]
+            made = run_parts(
+                scorer.run, scorer.split, execute, variant.parts, warm_up=repeat == 0
+            )  # compilation stays off the clock
+            seconds[number, repeat] = made.seconds
+    for variant, taken in zip(variants, seconds[1:], strict=True):
+        variant.point["samples_per_second"] = len(scorer.split) / float(np.median(taken))
+        variant.point["throughput_gain"] = float(seconds[0].min() / taken.min())

@@ -8,7 +8,8 @@ from dpbert_jax.evaluation import evaluate
 from dpbert_jax.evaluation.evaluate import Predictions, evaluation_figures, predict
 from dpbert_jax.inference import Executor, make_executor, resolve_rule
 from dpbert_jax.inference.path import DPBertOutput
-from dpbert_jax.policies.cost import plan_cost, planner_share
+from dpbert_jax.policies.cost import planner_share
+from dpbert_jax.policies.protocol import Planned
 
 ROWS = 23
 
@@ -74,10 +75,12 @@ def test_seconds_are_the_executors_and_nothing_elses(planned_config, random_spli
 
     def counted(*args):
         now[0] += 100.0  # what a cost's compilation took, once
-        return plan_cost(*args)
+        return policy.cost(*args)
 
-    monkeypatch.setattr(evaluate, "plan_cost", counted)
-    execute, split = Executor("cond", planned_config, slow), random_split(ROWS, longest=32)
+    policy, costly = Planned(planned_config), Planned(planned_config)
+    costly.cost = counted
+    execute = Executor("cond", planned_config, costly, slow)
+    split = random_split(ROWS, longest=32)
     rule = resolve_rule(planned_config, 1.0)
     made = predict(execute, rule, planned_config, split, batch_size=4, max_seq_length=32)
     assert made.seconds == -(-ROWS // 4)  # batches; those of the warm-up are not counted

@@ -11,13 +11,14 @@ import pytest
 from dpbert_jax.config import TINY, DPBertConfig
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.inference import make_executor, resolve_rule
-from dpbert_jax.problem import MULTI_LABEL
+from dpbert_jax.policies.early_exit import EXITS, exits_cost
+from dpbert_jax.policies.rule import Rule
+from dpbert_jax.problem import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dpbert_jax.study.early_exit import (
     EarlyExitBert,
     entropy_exits,
     exit_logits,
     exit_loss,
-    exits_cost,
     initial_params,
     patience_exits,
 )
@@ -100,11 +101,11 @@ def test_patience_for_scores_goes_by_a_tolerance():
 
 
 def test_cost_counts_layers_and_the_exits_passed():
-    cost = exits_cost(CONFIG, np.array([0, 1, 2]), 16)
+    cost = exits_cost(CONFIG, np.array([1, 2, 3]), 16)
     assert cost[0] == pytest.approx(1 / 3)
     assert 2 / 3 < cost[1] < 0.7 and 1 < cost[2] < 1.05
     # Each row at its own length: a head weighs more beside few tokens.
-    short, long = exits_cost(CONFIG, np.array([2, 2]), np.array([4, 16]))
+    short, long = exits_cost(CONFIG, np.array([3, 3]), np.array([4, 16]))
     assert short > long == cost[2]
 
 
@@ -119,3 +120,35 @@ def test_a_frozen_backbone_has_no_dropout(random_params, random_batch):
     noisy = model.apply({"params": params}, **batch, dropout_keys=keys)
     np.testing.assert_allclose(frozen, plain, atol=1e-5)
     assert np.abs(noisy - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("problem", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
+@pytest.mark.parametrize("method", ["deebert", "pabee"])
+def test_executed_exits_are_those_of_the_rules(method, problem, random_params, random_split):
+    """Every executor, with layers really skipped, against the rules on all exits' logits."""
+    if method == "deebert" and problem == REGRESSION:
+        pytest.skip("entropy needs classes")
+    labels = 1 if problem == REGRESSION else 3
+    encoder = dataclasses.replace(CONFIG.encoder, num_labels=labels, problem_type=problem)
+    config, split = DPBertConfig(encoder), random_split(24)
+    params = initial_params(config, random_params(config))
+    for i in range(3):  # exits that differ
+        params[f"exit_{i}"] = random_params(config, seed=i)["head"]
+    logits = exit_logits(config, params, split, batch_size=8, max_seq_length=16)
+    if method == "deebert":
+        knob = 0.6
+        leaves = entropy_exits(logits, knob, problem)
+    elif problem == REGRESSION:
+        knob = 0.5
+        leaves = patience_exits(logits, 1, knob)
+    else:
+        knob = 1
+        leaves = patience_exits(logits, knob, None, problem)
+    assert len(np.unique(leaves)) > 1
+    for name in ("masked", "cond", "chunked", "packed"):
+        execute = make_executor(name, config, params, policy=EXITS[method](config))
+        rule = Rule(1.0, float(knob), 0)
+        made = predict(execute, rule, config, split, batch_size=8, max_seq_length=16, warm_up=False)
+        np.testing.assert_array_equal(made.layer_mask.sum(axis=1), leaves + 1)
+        np.testing.assert_allclose(made.logits, logits[np.arange(24), leaves], atol=1e-4)
+        np.testing.assert_allclose(made.cost, exits_cost(config, leaves + 1, split.lengths))

@@ -1,0 +1,130 @@
+"""The points of what `dpbert baselines` trained: static models and early exits."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.evaluate import Predictions
+from dpbert_jax.inference import Rule, make_executor, resolve_rule
+from dpbert_jax.model import Model
+from dpbert_jax.policies.early_exit import EXITS, exits_cost
+from dpbert_jax.problem import ProblemType
+from dpbert_jax.run_folder import BASELINES
+from dpbert_jax.study.controls import exact_mix
+from dpbert_jax.study.early_exit import entropy_exits, exit_logits, load_exits, patience_exits
+from dpbert_jax.study.scorer import Part, Scorer, Variant, run_parts, run_split
+from dpbert_jax.study.sweep_arguments import TRAINED, SweepArguments
+
+logger = logging.getLogger(__name__)
+
+BISECTIONS = 40
+
+
+def trained_controls(
+    args: SweepArguments, scorer: Scorer, planned: dict[float, Predictions]
+) -> list[Variant]:
+    """Static models, each at its own cost; early exits at the planned points' mean cost."""
+    run, points = scorer.run, []
+    folder = run.folder / BASELINES
+    for control in TRAINED:
+        if not args.wanted(control):
+            continue
+        found = sorted(folder.glob("static_*" if control == "static" else control))
+        if not found:
+            if args.controls != ["all"]:
+                raise UserError(
+                    f"--controls {control}: {folder} has none; train it with "
+                    f"`dpbert baselines {run.folder} --methods {control}`."
+                )
+            logger.info("%s is left out: not trained for this run.", control)
+        for path in found:
+            if control == "static":
+                points.append(_static_point(scorer, str(path)))
+            else:
+                points += _exit_points(scorer, control, path, planned)
+    return points
+
+
+def _static_point(scorer: Scorer, folder: str) -> Variant:
+    model, every = Model.from_pretrained(folder), np.arange(len(scorer.split))
+    config, rule = model.config, resolve_rule(model.config, 1.0)
+    made = run_split(scorer.run, scorer.split, model.executor("packed"), rule)
+    share = config.encoder.num_hidden_layers / scorer.run.model.config.encoder.num_hidden_layers
+    made = Predictions(made.logits, made.layer_mask, made.cost * share, made.seconds)
+    point = scorer.point("static", None, [made])
+    return Variant(point, model.executor, [Part(rule, every)])
+
+
+def _exit_points(
+    scorer: Scorer, method: str, folder: Path, planned: dict[float, Predictions]
+) -> list[Variant]:
+    """Executed with layers really skipped, at thresholds that make the planned points' mean cost.
+
+    They are fitted on the very split that is scored: to the exits' advantage.
+    """
+    run, split = scorer.run, scorer.split
+    config, params = run.teacher.config, load_exits(folder)
+    policy, problem = EXITS[method](config), config.encoder.problem_type
+    logits = exit_logits(
+        config,
+        params,
+        split,
+        batch_size=run.args.per_device_eval_batch_size,
+        max_seq_length=run.args.max_seq_length,
+    )
+    executor = partial(make_executor, config=config, params=params, policy=policy)
+    execute, every = executor("packed"), np.arange(len(split))
+
+    def mean_cost(exits: np.ndarray) -> float:
+        return float(exits_cost(config, exits + 1, split.lengths).mean())
+
+    points = []
+    for budget, made in planned.items():
+        wanted = float(made.cost.mean())
+        if method == "pabee" and not config.encoder.is_regression:
+            parts = _mixed_patience(logits, problem, mean_cost, wanted)
+        else:
+            exits_at = partial(entropy_exits, logits, problem_type=problem)
+            if method == "pabee":
+                exits_at = partial(patience_exits, logits, 1)
+            threshold = _bisected(lambda t, at=exits_at: mean_cost(at(t)), wanted)
+            parts = [Part(Rule(budget, threshold, 0), every)]
+        point = scorer.point(method, budget, [run_parts(run, split, execute, parts)])
+        points.append(Variant(point, executor, parts))
+    return points
+
+
+def _bisected(mean_cost_at: Callable[[float], float], wanted: float) -> float:
+    """The threshold whose mean cost is the wanted one; a higher one leaves earlier."""
+    low, high = 0.0, 10.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_cost_at(middle) > wanted else (low, middle)
+    return high
+
+
+def _mixed_patience(
+    logits: np.ndarray,
+    problem_type: ProblemType,
+    mean_cost: Callable[[np.ndarray], float],
+    wanted: float,
+) -> list[Part]:
+    """Patience is a whole number: two of them, dealt out to rows at random, meet the cost."""
+    patiences = range(1, logits.shape[1])
+    every = [patience_exits(logits, each, None, problem_type) for each in patiences]
+    costs = np.array([mean_cost(exits) for exits in every])
+    above = min(int(np.searchsorted(costs, wanted)), len(costs) - 1)
+    below = max(above - 1, 0)
+    span = costs[above] - costs[below]
+    share = np.clip((wanted - costs[below]) / span, 0, 1) if span else 1.0
+    taken = exact_mix(share, len(logits), np.random.default_rng(0)).astype(bool)
+    dealt = [(patiences[above], taken), (patiences[below], ~taken)]
+    return [
+        Part(Rule(1.0, float(patience), 0), np.flatnonzero(rows))
+        for patience, rows in dealt
+        if rows.any()
+    ]
