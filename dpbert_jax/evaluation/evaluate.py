@@ -64,7 +64,7 @@ def predict(
     for batch in make_batches() if warm_up else ():
         if batch["input_ids"].shape not in warm:
             warm.add(batch["input_ids"].shape)
-            jax.block_until_ready(execute(batch, rule))
+            jax.block_until_ready(execute(batch, rule.of_rows(batch["indices"])))
 
     layers = config.encoder.num_hidden_layers
     logits = np.zeros((len(split), config.encoder.num_labels), np.float32)
@@ -76,7 +76,7 @@ def predict(
         # A padding row, of index -1, gets the last row's plan: whatever it computes is dropped.
         forced = None if layer_mask is None else layer_mask[batch["indices"]]
         began = time.perf_counter()
-        output = jax.block_until_ready(execute(batch, rule, forced))
+        output = jax.block_until_ready(execute(batch, rule.of_rows(batch["indices"]), forced))
         seconds += time.perf_counter() - began
         real = batch["weights"] > 0
         rows = batch["indices"][real]

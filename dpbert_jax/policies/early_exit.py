@@ -71,7 +71,8 @@ class EarlyExit:
         def ask(carry: Exits) -> Exits:
             head, first = weights[f"exit_{number}"], states[:, 0]
             logits = classify(encoder, head, first, states.dtype)[1]
-            leaves, agreed = self.sure(number, logits, carry, rule.threshold)
+            threshold = jnp.reshape(jnp.asarray(rule.threshold), -1)  # of all rows, or of each
+            leaves, agreed = self.sure(number, logits, carry, threshold)
             if number == encoder.num_hidden_layers - 1:
                 leaves = jnp.ones_like(leaves)
             leaves = leaves & carry.inside

@@ -40,8 +40,14 @@ class Rule(NamedTuple):
     """
 
     budget: float
-    threshold: float
+    threshold: Any  # a float, or float32 [N, 1] with one for each row
     top_k: int
+
+    def of_rows(self, rows: np.ndarray) -> "Rule":
+        """The rule of some rows, in a batch of their own."""
+        return (
+            self if np.ndim(self.threshold) == 0 else self._replace(threshold=self.threshold[rows])
+        )
 
 
 def check_budget(config: DPBertConfig, budget: float) -> None:

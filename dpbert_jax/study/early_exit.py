@@ -1,4 +1,4 @@
-"""Early exit: a classifier after every layer, and an input leaves where it is sure enough.
+"""Training of early exits: a classifier after every layer (`policies.early_exit` runs them).
 
 DeeBERT (Xin et al., ACL 2020, 2004.12993): the fine-tuned model is frozen, its exits are trained on
 the sum of their losses, and an input leaves at the first whose entropy is below a threshold.
@@ -22,7 +22,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from safetensors.numpy import load_file
-from scipy.special import entr, expit, log_softmax
 
 from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.data import TokenizedSplit, batches
@@ -34,7 +33,8 @@ from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.hub.folders import WEIGHTS, put_weights
 from dpbert_jax.integrity import verify
-from dpbert_jax.problem import MULTI_LABEL, SINGLE_LABEL, ProblemType, answers
+from dpbert_jax.policies.early_exit import entropy
+from dpbert_jax.problem import SINGLE_LABEL, ProblemType, answers
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.objective import row_losses, score_sums
@@ -167,18 +167,8 @@ def exit_logits(
 def entropy_exits(
     logits: Float[np.ndarray, "N L C"], threshold: float, problem_type: ProblemType = SINGLE_LABEL
 ) -> Int[np.ndarray, " N"]:
-    """DeeBERT: the first layer whose entropy is below the threshold, else the last.
-
-    Of several labels the entropy is the mean over them, each a choice of two: ours, the paper has
-    classes only.
-    """
-    if problem_type == MULTI_LABEL:
-        yes = expit(logits)
-        entropy = (entr(yes) + entr(1 - yes)).mean(axis=2)
-    else:
-        log_probs = log_softmax(logits, axis=2)
-        entropy = -(np.exp(log_probs) * log_probs).sum(axis=2)
-    sure = entropy < threshold
+    """DeeBERT: the first layer whose entropy is below the threshold, else the last."""
+    sure = np.asarray(entropy(jnp.asarray(logits), problem_type)) < threshold
     sure[:, -1] = True
     return sure.argmax(axis=1)
 

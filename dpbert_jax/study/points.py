@@ -8,7 +8,7 @@ from dpbert_jax.evaluation.evaluate import Predictions
 from dpbert_jax.inference import resolve_rule
 from dpbert_jax.study.controls import best_mix, mixed_plans, random_plans, shuffled_plans
 from dpbert_jax.study.fit import mean_plan_losses
-from dpbert_jax.study.scorer import Part, Point, Scorer, Variant, run_split
+from dpbert_jax.study.scorer import Point, Scorer, Variant, run_split
 from dpbert_jax.study.sweep_arguments import SweepArguments
 
 
@@ -18,13 +18,13 @@ def planned_points(
     """A point for each budget and rule; and the first rule's predictions by budget."""
     run = scorer.run
     execute = run.model.executor("packed")
-    every, points, by_budget = np.arange(len(scorer.split)), [], {}
+    points, by_budget = [], {}
     for plan_rule in args.plan_rules:
         for budget in args.shares():
             rule = resolve_rule(run.model.config, budget, plan_rule)
             made = run_split(run, scorer.split, execute, rule)
             point = scorer.point(plan_rule, budget, [made])
-            points.append(Variant(point, run.model.executor, [Part(rule, every)]))
+            points.append(Variant(point, run.model.executor, rule))
             if plan_rule == args.plan_rules[0]:
                 by_budget[budget] = made
     return points, by_budget

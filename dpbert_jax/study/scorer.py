@@ -15,19 +15,12 @@ from dpbert_jax.study.fit import Run
 Point = dict[str, Any]
 
 
-class Part(NamedTuple):
-    """Rows of a split that share a rule."""
-
-    rule: Rule
-    rows: np.ndarray
-
-
 class Variant(NamedTuple):
     """A point of the curve, and how it is run: for what is timed."""
 
     point: Point
     executor: Callable[[str], Executor]  # by name
-    parts: list[Part]
+    rule: Rule
 
 
 class Scorer(NamedTuple):
@@ -92,24 +85,3 @@ def run_split(
         layer_mask=layer_mask,
         warm_up=warm_up,
     )
-
-
-def run_parts(
-    run: Run,
-    split: TokenizedSplit,
-    execute: Executor,
-    parts: list[Part],
-    warm_up: bool = False,
-) -> Predictions:
-    """Every row under the rule of its part."""
-    made = [
-        (part.rows, run_split(run, split.take(part.rows), execute, part.rule, warm_up=warm_up))
-        for part in parts
-    ]
-    order = np.argsort(np.concatenate([rows for rows, _ in made]))
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(found, name) for _, found in made])[order]
-
-    seconds = sum(found.seconds for _, found in made)
-    return Predictions(joined("logits"), joined("layer_mask"), joined("cost"), seconds)

@@ -11,16 +11,14 @@ from dpbert_jax.data import batches
 from dpbert_jax.inference import resolve_rule
 from dpbert_jax.inference.executors import INPUTS, Executor
 from dpbert_jax.inference.path import DPBertOutput
-from dpbert_jax.policies.rule import Rule
-from dpbert_jax.study.scorer import Part, Scorer, Variant, run_parts
+from dpbert_jax.study.scorer import Scorer, Variant, run_split
 from dpbert_jax.study.sweep_arguments import SweepArguments
 
 
 def time_points(args: SweepArguments, scorer: Scorer, variants: list[Variant]) -> None:
     """Adds to each point its latency and throughput, and their shares of the dense ones."""
-    every = np.arange(len(scorer.split))
-    full = Part(resolve_rule(scorer.run.teacher.config, 1.0), every)
-    dense = Variant({}, scorer.run.teacher.executor, [full])
+    teacher = scorer.run.teacher
+    dense = Variant({}, teacher.executor, resolve_rule(teacher.config, 1.0))
     _time_latency(args, scorer, dense, variants)
     _time_throughput(args, scorer, dense, variants)
 
@@ -28,7 +26,7 @@ def time_points(args: SweepArguments, scorer: Scorer, variants: list[Variant]) -
 def _time_latency(
     args: SweepArguments, scorer: Scorer, dense: Variant, variants: list[Variant]
 ) -> None:
-    """Rows one by one, spread over the split, each under the rule of its part."""
+    """Rows one by one, spread over the split."""
     run, split = scorer.run, scorer.split
     few = np.linspace(0, len(split) - 1, min(args.latency_rows, len(split)))
     chosen = np.unique(few.astype(int))
@@ -38,7 +36,7 @@ def _time_latency(
 
     def asked(variant: Variant) -> Callable[[], list[DPBertOutput]]:
         execute = executors.setdefault(variant.executor, variant.executor("cond"))
-        rules = [_rule_of(variant.parts, int(chosen[batch["indices"][0]])) for batch in made]
+        rules = [variant.rule.of_rows(chosen[batch["indices"]]) for batch in made]
         rows = [{name: batch[name] for name in INPUTS} for batch in made]
         return lambda: [
             jax.device_get(execute(row, rule)) for row, rule in zip(rows, rules, strict=True)
@@ -63,10 +61,6 @@ def _time_latency(
         variant.point["latency_share"] = taken["min_ms"] / reference["min_ms"]
 
 
-def _rule_of(parts: list[Part], row: int) -> Rule:
-    return next(part.rule for part in parts if row in part.rows)
-
-
 def _time_throughput(
     args: SweepArguments, scorer: Scorer, dense: Variant, variants: list[Variant]
 ) -> None:
@@ -76,10 +70,8 @@ def _time_throughput(
     for repeat in range(args.repeats):
         for number, variant in enumerate(every):
             execute = executors[variant.executor]
-            made = run_parts(
-                scorer.run, scorer.split, execute, variant.parts, warm_up=repeat == 0
-            )  # compilation stays off the clock
-            seconds[number, repeat] = made.seconds
+            made = run_split(scorer.run, scorer.split, execute, variant.rule, warm_up=repeat == 0)
+            seconds[number, repeat] = made.seconds  # without compilation
     for variant, taken in zip(variants, seconds[1:], strict=True):
         variant.point["samples_per_second"] = len(scorer.split) / float(np.median(taken))
         variant.point["throughput_gain"] = float(seconds[0].min() / taken.min())

@@ -4,8 +4,10 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import Predictions
@@ -16,7 +18,7 @@ from dpbert_jax.problem import ProblemType
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.controls import exact_mix
 from dpbert_jax.study.early_exit import entropy_exits, exit_logits, load_exits, patience_exits
-from dpbert_jax.study.scorer import Part, Scorer, Variant, run_parts, run_split
+from dpbert_jax.study.scorer import Scorer, Variant, run_split
 from dpbert_jax.study.sweep_arguments import TRAINED, SweepArguments
 
 logger = logging.getLogger(__name__)
@@ -50,13 +52,13 @@ def trained_controls(
 
 
 def _static_point(scorer: Scorer, folder: str) -> Variant:
-    model, every = Model.from_pretrained(folder), np.arange(len(scorer.split))
+    model = Model.from_pretrained(folder)
     config, rule = model.config, resolve_rule(model.config, 1.0)
     made = run_split(scorer.run, scorer.split, model.executor("packed"), rule)
     share = config.encoder.num_hidden_layers / scorer.run.model.config.encoder.num_hidden_layers
     made = Predictions(made.logits, made.layer_mask, made.cost * share, made.seconds)
     point = scorer.point("static", None, [made])
-    return Variant(point, model.executor, [Part(rule, every)])
+    return Variant(point, model.executor, rule)
 
 
 def _exit_points(
@@ -77,7 +79,7 @@ def _exit_points(
         max_seq_length=run.args.max_seq_length,
     )
     executor = partial(make_executor, config=config, params=params, policy=policy)
-    execute, every = executor("packed"), np.arange(len(split))
+    execute = executor("packed")
 
     def mean_cost(exits: np.ndarray) -> float:
         return float(exits_cost(config, exits + 1, split.lengths).mean())
@@ -86,15 +88,15 @@ def _exit_points(
     for budget, made in planned.items():
         wanted = float(made.cost.mean())
         if method == "pabee" and not config.encoder.is_regression:
-            parts = _mixed_patience(logits, problem, mean_cost, wanted)
+            threshold: Any = _mixed_patience(logits, problem, mean_cost, wanted)
         else:
             exits_at = partial(entropy_exits, logits, problem_type=problem)
             if method == "pabee":
                 exits_at = partial(patience_exits, logits, 1)
             threshold = _bisected(lambda t, at=exits_at: mean_cost(at(t)), wanted)
-            parts = [Part(Rule(budget, threshold, 0), every)]
-        point = scorer.point(method, budget, [run_parts(run, split, execute, parts)])
-        points.append(Variant(point, executor, parts))
+        rule = Rule(budget, threshold, 0)
+        point = scorer.point(method, budget, [run_split(run, split, execute, rule)])
+        points.append(Variant(point, executor, rule))
     return points
 
 
@@ -112,7 +114,7 @@ def _mixed_patience(
     problem_type: ProblemType,
     mean_cost: Callable[[np.ndarray], float],
     wanted: float,
-) -> list[Part]:
+) -> Float[np.ndarray, "N 1"]:
     """Patience is a whole number: two of them, dealt out to rows at random, meet the cost."""
     patiences = range(1, logits.shape[1])
     every = [patience_exits(logits, each, None, problem_type) for each in patiences]
@@ -121,10 +123,6 @@ def _mixed_patience(
     below = max(above - 1, 0)
     span = costs[above] - costs[below]
     share = np.clip((wanted - costs[below]) / span, 0, 1) if span else 1.0
-    taken = exact_mix(share, len(logits), np.random.default_rng(0)).astype(bool)
-    dealt = [(patiences[above], taken), (patiences[below], ~taken)]
-    return [
-        Part(Rule(1.0, float(patience), 0), np.flatnonzero(rows))
-        for patience, rows in dealt
-        if rows.any()
-    ]
+    taken = exact_mix(share, len(logits), np.random.default_rng(0))
+    patience = np.where(taken, patiences[above], patiences[below])
+    return patience[:, None].astype(np.float32)
