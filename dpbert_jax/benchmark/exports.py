@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dpbert_jax.config import read_config
 from dpbert_jax.export.torch_folder import save_torch_code
 from dpbert_jax.hub.folders import save_weights
 from dpbert_jax.model import Model
@@ -54,13 +55,13 @@ def load_exported_torch(folder: Path, threads: int) -> Call:
     torch.set_num_threads(threads)
     load = AutoModelForSequenceClassification.from_pretrained
     model = load(folder / "export-torch", trust_remote_code=True).eval()
+    names = read_config(folder / "export-torch").encoder.inputs
 
     def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        inputs = dict(batch)
         # The share crossed in float32: 1/3 must not become a layer less.
-        budget = min(float(inputs.pop(BUDGET)) + 1e-6, 1.0)
+        budget = min(float(batch[BUDGET]) + 1e-6, 1.0)
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(np.int64(ids)) for name, ids in inputs.items()}
+            tensors = {name: torch.from_numpy(np.int64(batch[name])) for name in names}
             return model(**tensors, budget=budget, plan_rule="top_k").logits.numpy()
 
     return call
@@ -76,9 +77,10 @@ def onnx_session(path: Path, threads: int) -> Any:
 
 def load_exported_onnx(name: str, folder: Path, threads: int) -> Call:
     session = onnx_session(folder / f"{name}.onnx", threads)
+    names = [given.name for given in session.get_inputs()]
 
     def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        inputs = {n: v if n == BUDGET else np.int64(v) for n, v in batch.items()}
+        inputs = {n: batch[n] if n == BUDGET else np.int64(batch[n]) for n in names}
         return session.run(["logits"], inputs)[0]
 
     return call

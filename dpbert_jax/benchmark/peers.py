@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from dpbert_jax.benchmark import exports, torch_training
-from dpbert_jax.config import DPBertConfig, EncoderConfig
+from dpbert_jax.config import DPBertConfig, EncoderConfig, read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub.folders import save_weights
 from dpbert_jax.model import Model
@@ -89,14 +89,16 @@ def _fuse(graph: Any, encoder: EncoderConfig) -> Any:
 
 def _load_torch(folder: Path, threads: int) -> Call:
     torch: Any = importlib.import_module("torch")
-    from transformers import BertForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     torch.set_num_threads(threads)
-    model = BertForSequenceClassification.from_pretrained(folder, attn_implementation="sdpa").eval()
+    load = AutoModelForSequenceClassification.from_pretrained
+    model = load(folder, attn_implementation="sdpa").eval()
+    names = read_config(folder).encoder.inputs
 
     def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(np.int64(array)) for name, array in batch.items()}
+            tensors = {name: torch.from_numpy(np.int64(batch[name])) for name in names}
             return model(**tensors).logits.numpy()
 
     return call
@@ -122,9 +124,10 @@ def _load_openvino(folder: Path, threads: int) -> Call:
         "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it
     }
     compiled = core.compile_model(core.read_model(folder / "plain.onnx"), "CPU", hints)
+    names = [each.any_name for each in compiled.inputs]
 
     def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        return compiled({name: np.int64(array) for name, array in batch.items()})[0]
+        return compiled({name: np.int64(batch[name]) for name in names})[0]
 
     return call
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from dpbert_jax.config import read_config
+
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 5e-5, 0.01, 1.0
 NUM_STEPS = 10_000  # of the linear schedule: more than any benchmark takes
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
 def load(folder: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
@@ -19,12 +20,13 @@ def load(folder: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], np.
     fused), without decay on biases and LayerNorm.
     """
     torch: Any = importlib.import_module("torch")
-    from transformers import BertForSequenceClassification, get_linear_schedule_with_warmup
+    from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    load_model = BertForSequenceClassification.from_pretrained
+    load_model = AutoModelForSequenceClassification.from_pretrained
     model: Any = load_model(folder, attn_implementation="sdpa").train()
+    names = (*read_config(folder).encoder.inputs, "labels")
     named = list(model.named_parameters())
     plain = [p for name, p in named if name.endswith("bias") or "LayerNorm" in name]
     decayed = [p for name, p in named if not (name.endswith("bias") or "LayerNorm" in name)]
@@ -36,7 +38,7 @@ def load(folder: Path, threads: int) -> Callable[[Mapping[str, np.ndarray]], np.
     schedule = get_linear_schedule_with_warmup(optimizer, 0, NUM_STEPS)
 
     def call(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        tensors = {name: torch.from_numpy(np.int64(batch[name])) for name in INPUTS}
+        tensors = {name: torch.from_numpy(np.int64(batch[name])) for name in names}
         loss = model(**tensors).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
