@@ -15,7 +15,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "train": Verb("training.command", "fine-tune a BERT together with its planner", True),
+    "train": Verb("training.command", "fine-tune an encoder together with its planner", True),
     "eval": Verb("evaluation.command", "score a run at budgets, or answer a file's rows"),
     "predict": Verb("evaluation.predict", "answer texts: of a file, a pipe or flags"),
     "baselines": Verb("study.baselines", "train static models and early exits of a run", True),
@@ -24,7 +24,7 @@ VERBS = {
     "export": Verb("export.command", "write a run for PyTorch, ONNX or StableHLO"),
     "benchmark": Verb("benchmark.command", "time what skipping is worth, beside other runtimes"),
     "benchmark-training": Verb("benchmark.training", "time a training step beside PyTorch", True),
-    "stack": Verb("hub.stack", "derive a deeper BERT by repeating all layers"),
+    "stack": Verb("hub.stack", "derive a deeper encoder by repeating all layers"),
 }
 
 
@@ -67,5 +67,5 @@ def usage() -> str:
     verbs = "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items())
     return (
         "usage: dpbert VERB FLAGS, or dpbert VERB --help\n\n"
-        f"BERT whose layers a planner chooses for every input.\n\n{verbs}"
+        f"BERT and its kin, whose layers a planner chooses for every input.\n\n{verbs}"
     )

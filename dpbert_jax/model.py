@@ -71,7 +71,7 @@ class Model:
     def from_pretrained(
         cls, model_name_or_path: str | Path, *, dtype: DTypeLike = jnp.float32
     ) -> "Model":
-        """Loads a run's folder, any Hugging Face folder of a fine-tuned BERT, or a hub id.
+        """Loads a run's folder, any Hugging Face folder of a fine-tuned classifier, or a hub id.
 
         Raises:
             UserError: it is none of these, or its files do not fit together or have been changed.

@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 FOLDER = Path(__file__).parent / "golden"
-FAMILIES = ("bert", "roberta", "distilbert", "electra", "mpnet")
+FAMILIES = tuple(sorted(path.stem.removesuffix("_tiny") for path in FOLDER.glob("*_tiny.npz")))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ PLAIN_FILE = ".txt"
 class PredictArguments:
     model_name_or_path: str = field(
         metadata={
-            "help": "A run folder of train.py, or any fine-tuned BERT classifier; may be given "
+            "help": "A run folder of train.py, or any fine-tuned classifier; may be given "
             "first, without flag."
         }
     )

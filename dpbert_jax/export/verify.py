@@ -12,6 +12,7 @@ from dpbert_jax.data import TaskSpec, TokenizedSplit, batches
 from dpbert_jax.evaluation.metrics import compute_metrics, score
 from dpbert_jax.export.formats import Batch, Call, ExportOptions
 from dpbert_jax.inference import Rule, make_executor, resolve_rule
+from dpbert_jax.inference.executors import INPUTS
 from dpbert_jax.model import Model
 from dpbert_jax.problem import REGRESSION, answers
 
@@ -152,8 +153,7 @@ def on_edge(config: DPBertConfig, gate_logits: np.ndarray, rule: Rule) -> np.nda
 
 
 def _inputs(batch: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    return {name: batch[name][rows] for name in names}
+    return {name: batch[name][rows] for name in INPUTS}
 
 
 def _timed_inputs(

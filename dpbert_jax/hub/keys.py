@@ -12,6 +12,7 @@ import numpy as np
 from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.attention import RELATIVE
 from dpbert_jax.encoder.operations import Params
+from dpbert_jax.policies.planner import planner_products
 
 
 class Names(NamedTuple):
@@ -161,10 +162,8 @@ def key_table(config: DPBertConfig) -> list[Entry]:
     table += [e for i in range(encoder.num_hidden_layers) for e in _layer(encoder, names, i)]
     table += _dense(names.pooler, hidden, hidden, "head", "pooler")
     table += _dense(names.classifier, hidden, encoder.num_labels, "head", "classifier")
-    if config.planner:
-        width = config.planner.hidden_size
-        table += _dense("planner.input", 2 * hidden + 1, width, "planner", "input")
-        table += _dense("planner.output", width, config.num_gates, "planner", "output")
+    for name, product in planner_products(config).items():
+        table += _dense(f"planner.{name}", product.inputs, product.outputs, "planner", name)
     return table
 
 

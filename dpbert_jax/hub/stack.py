@@ -1,4 +1,4 @@
-"""A deeper BERT out of a shallow one: all of its layers, several times over.
+"""A deeper encoder out of a shallow one: all of its layers, several times over.
 
 Progressive stacking (Gong et al., Efficient Training of BERT by Progressively Stacking, ICML 2019).
 The model was not pretrained at that depth: results of one are those of a *derived* model.
@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class StackArguments:
     model_name_or_path: str = field(
-        metadata={"help": "A BERT: hub id, folder, or minilm; may be given first, without flag."}
+        metadata={
+            "help": "An encoder: hub id, folder, minilm or mpnet; may be given first, without flag."
+        }
     )
     output_dir: str = field(metadata={"help": "Folder to write; it must not hold anything yet."})
     times: int = flag(2, "How often the layers are repeated.")
@@ -47,7 +49,9 @@ def stack(args: StackArguments) -> None:
     source = resolve_folder(args.model_name_or_path)
     config, tokenizer = read_config(source), load_tokenizer(source)
     if config.planner:
-        raise UserError(f"{source} has a planner, which decides on its own layers: name a BERT.")
+        raise UserError(
+            f"{source} has a planner, which decides on its own layers: name a plain encoder."
+        )
     folder = unused_folder(args.output_dir, "--output_dir")
     layers = config.encoder.num_hidden_layers
     tensors, pattern = {}, layer_pattern(config.encoder)

@@ -1,1 +1,14 @@
 """Policies: who decides which layers run. Gates, the planner, the rule from budget to plan."""
+
+from collections.abc import Callable
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.policies.early_exit import deebert, pabee
+from dpbert_jax.policies.protocol import Planned, Policy
+
+# By name, of a model's config. A model's own is the first.
+POLICIES: dict[str, Callable[[DPBertConfig], Policy]] = {
+    "planned": Planned,
+    "deebert": deebert,
+    "pabee": pabee,
+}

@@ -6,15 +6,7 @@ from jaxtyping import Array, Float
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.flops import Length, layer_flops
-
-
-def planner_flops(config: DPBertConfig, sequence_length: Length) -> Length:
-    """Operations of the planner for one row: the mean over tokens and the perceptron."""
-    if config.planner is None:
-        return 0
-    hidden, width = config.encoder.hidden_size, config.planner.hidden_size
-    first, second = (2 * hidden + 1) * width, width * config.num_gates
-    return 2 * sequence_length * hidden + 2 * (first + second)
+from dpbert_jax.policies.planner import planner_flops
 
 
 def planner_share(config: DPBertConfig, sequence_length: Length) -> float | Float[np.ndarray, " B"]:

@@ -22,7 +22,7 @@ from dpbert_jax.encoder.modules import (
     relative_attention,
 )
 from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
-from dpbert_jax.policies.planner import gate_logits
+from dpbert_jax.policies.planner import gate_logits, planner_products
 
 
 class Planner(nn.Module):
@@ -32,13 +32,8 @@ class Planner(nn.Module):
 
     @nn.compact
     def __call__(self) -> Params:
-        planner = self.config.planner
-        assert planner is not None
-        read, width = 2 * self.config.encoder.hidden_size + 1, planner.hidden_size
-        return {
-            "input": affine(read, width, 1.0, "input")(),
-            "output": affine(width, self.config.num_gates, 0.1, "output")(),
-        }
+        products = planner_products(self.config)
+        return {name: affine(*product, name)() for name, product in products.items()}
 
 
 class DPBert(nn.Module):

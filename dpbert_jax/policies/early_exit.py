@@ -140,9 +140,6 @@ def pabee(config: DPBertConfig) -> EarlyExit:
     return EarlyExit(config, sure)
 
 
-EXITS = {"deebert": deebert, "pabee": pabee}
-
-
 def entropy(logits: Float[Array, "*axes C"], problem_type: ProblemType) -> Float[Array, "*axes"]:
     """Of the answer, in nats.
 

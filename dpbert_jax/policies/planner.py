@@ -10,12 +10,43 @@ never falls as the budget rises. A planner that read the budget as well was no b
 (docs/experiments.md).
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig, PlannerConfig
+from dpbert_jax.encoder.flops import Length
 from dpbert_jax.encoder.operations import Params, dense
+
+
+class Product(NamedTuple):
+    """A dense layer of the planner: its sizes, and the spread that its kernel is drawn with."""
+
+    inputs: int
+    outputs: int
+    stddev: float
+
+
+def planner_products(config: DPBertConfig) -> dict[str, Product]:
+    """The planner's parameters; none where the model has no planner."""
+    if config.planner is None:
+        return {}
+    features, width = 2 * config.encoder.hidden_size + 1, config.planner.hidden_size
+    return {
+        "input": Product(features, width, 1.0),
+        "output": Product(width, config.num_gates, 0.1),
+    }
+
+
+def planner_flops(config: DPBertConfig, sequence_length: Length) -> Length:
+    """Operations of the planner for one row: the mean over tokens and the products."""
+    products = planner_products(config).values()
+    if not products:
+        return 0
+    multiplied = sum(product.inputs * product.outputs for product in products)
+    return 2 * sequence_length * config.encoder.hidden_size + 2 * multiplied
 
 
 def gate_logits(

@@ -13,7 +13,8 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import Predictions
 from dpbert_jax.inference import Rule, make_executor, resolve_rule
 from dpbert_jax.model import Model
-from dpbert_jax.policies.early_exit import EXITS, exits_cost
+from dpbert_jax.policies import POLICIES
+from dpbert_jax.policies.early_exit import exits_cost
 from dpbert_jax.problem import ProblemType
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.controls import exact_mix
@@ -70,7 +71,7 @@ def _exit_points(
     """
     run, split = scorer.run, scorer.split
     config, params = run.teacher.config, load_exits(folder)
-    policy, problem = EXITS[method](config), config.encoder.problem_type
+    policy, problem = POLICIES[method](config), config.encoder.problem_type
     logits = exit_logits(
         config,
         params,

@@ -179,7 +179,17 @@ from dpbert_jax.cli import main
 main(["predict", sys.argv[1], "--input_file", sys.argv[2]])
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
-TRAINING = {"orbax", "optax", "datasets", "matplotlib", "sklearn", "tensorboardX", "tqdm", "pandas"}
+TRAINING = {
+    "flax",
+    "orbax",
+    "optax",
+    "datasets",
+    "matplotlib",
+    "sklearn",
+    "tensorboardX",
+    "tqdm",
+    "pandas",
+}
 
 
 def test_nothing_that_only_training_needs_is_imported(tiny_run, tmp_path):

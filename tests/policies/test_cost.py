@@ -11,9 +11,9 @@ import pytest
 from dpbert_jax.config import BERT_BASE, TINY, DPBertConfig, EncoderConfig, PlannerConfig
 from dpbert_jax.encoder.flops import layer_flops
 from dpbert_jax.encoder.modules import Layer
-from dpbert_jax.policies.cost import plan_cost, planner_flops, planner_share
+from dpbert_jax.policies.cost import plan_cost, planner_share
 from dpbert_jax.policies.dpbert import init_params
-from dpbert_jax.policies.planner import gate_logits
+from dpbert_jax.policies.planner import gate_logits, planner_flops
 
 
 def planned(stem):

@@ -11,7 +11,8 @@ import pytest
 from dpbert_jax.config import TINY, DPBertConfig
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.inference import make_executor, resolve_rule
-from dpbert_jax.policies.early_exit import EXITS, entropy, exits_cost
+from dpbert_jax.policies import POLICIES
+from dpbert_jax.policies.early_exit import entropy, exits_cost
 from dpbert_jax.policies.rule import Rule
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dpbert_jax.study.early_exit import (
@@ -148,7 +149,7 @@ def test_executed_exits_are_those_of_the_rules(method, problem, random_params, r
         leaves = patience_exits(logits, 1, None, problem)
     assert len(np.unique(leaves)) > 1
     for name in ("masked", "cond", "chunked", "packed"):
-        execute = make_executor(name, config, params, policy=EXITS[method](config))
+        execute = make_executor(name, config, params, policy=POLICIES[method](config))
         rule = Rule(1.0, knob, 0)
         made = predict(
             execute, rule, config, split, batch_size=24, max_seq_length=16, warm_up=False

@@ -1,0 +1,31 @@
+"""Every policy, by every executor: the same answers as `masked`, and rows of their own."""
+
+import numpy as np
+import pytest
+
+from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.inference import make_executor
+from dpbert_jax.policies import POLICIES
+from dpbert_jax.policies.rule import Rule
+
+CONFIG = DPBertConfig(TINY, PlannerConfig())
+RULE = Rule(1.0, 0.5, 2)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_executors_agree_and_rows_are_independent(name, random_params, random_batch):
+    exits = {f"exit_{i}": random_params(CONFIG, seed=i)["head"] for i in range(4)}
+    params, batch = {**random_params(CONFIG), **exits}, random_batch(6)
+    policy = POLICIES[name](CONFIG)
+    wanted = make_executor("masked", CONFIG, params, policy=policy)(batch, RULE)
+    for executor in ("cond", "chunked", "packed"):
+        made = make_executor(executor, CONFIG, params, policy=policy)(batch, RULE)
+        np.testing.assert_allclose(made.logits, wanted.logits, rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(made.layer_mask, wanted.layer_mask)
+    one = {key: value[2:3] for key, value in batch.items()}
+    alone = make_executor("cond", CONFIG, params, policy=policy)(one, RULE)
+    np.testing.assert_allclose(alone.logits[0], wanted.logits[2], rtol=0, atol=1e-4)
+    mask = np.asarray(wanted.layer_mask)
+    cost = policy.cost(mask, batch["attention_mask"].sum(axis=1))
+    layers = mask.sum(axis=1) / 4  # the least that a plan costs
+    assert (cost >= layers - 1e-6).all()
