@@ -27,9 +27,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class StackArguments:
     model_name_or_path: str = field(
-        metadata={
-            "help": "An encoder: hub id, folder, minilm or mpnet; may be given first, without flag."
-        }
+        metadata={"help": "A plain encoder: hub id, folder or minilm; may be given first."}
     )
     output_dir: str = field(metadata={"help": "Folder to write; it must not hold anything yet."})
     times: int = flag(2, "How often the layers are repeated.")
@@ -49,9 +47,7 @@ def stack(args: StackArguments) -> None:
     source = resolve_folder(args.model_name_or_path)
     config, tokenizer = read_config(source), load_tokenizer(source)
     if config.planner:
-        raise UserError(
-            f"{source} has a planner, which decides on its own layers: name a plain encoder."
-        )
+        raise UserError(f"{source} has a planner, for its own layers: name a plain encoder.")
     folder = unused_folder(args.output_dir, "--output_dir")
     layers = config.encoder.num_hidden_layers
     tensors, pattern = {}, layer_pattern(config.encoder)

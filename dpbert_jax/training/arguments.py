@@ -33,8 +33,8 @@ class TrainArguments:
     output_dir: str = field(metadata={"help": "Folder that the run is written to."})
     model_name_or_path: str | None = flag(
         None,
-        "Pretrained encoder: a hub id, a folder, `minilm` or `mpnet` (packaged, offline); may be given first, "
-        "without flag.",
+        "Pretrained encoder: a hub id, a folder, `minilm` or `mpnet` (packaged, offline); may be "
+        "given first, without flag.",
     )
     teacher: str | None = flag(
         None, "The folder of a fine-tuned model to start from; stage 1 is then skipped."
@@ -142,8 +142,8 @@ class TrainArguments:
     def __post_init__(self) -> None:
         if (self.model_name_or_path is None) == (self.teacher is None):
             raise UserError(
-                "Give either --model_name_or_path (a pretrained encoder to fine-tune) or --teacher (a "
-                "fine-tuned one to start from)."
+                "Give either --model_name_or_path (a pretrained encoder to fine-tune) or --teacher "
+                "(a fine-tuned one to start from)."
             )
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise UserError(
