@@ -99,6 +99,9 @@ FAMILIES = {
 def family_of(model_type: Any, where: str) -> Family:
     """The family of a `config.json`'s model_type; `where` names the file in the error.
 
+    >>> family_of("mpnet", "config.json").relative_attention
+    True
+
     Raises:
         UserError: with the list of those that there are.
     """

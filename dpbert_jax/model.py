@@ -56,6 +56,11 @@ class Model:
     """A fine-tuned encoder, the policy that decides on its layers, and its tokenizer: one value.
 
     It can be pickled: the other process loads the folder. It cannot be used in a forked process.
+
+    >>> model = Model.from_pretrained("runs/sst2")
+    >>> each, other = model.predict(["a film.", "film."], budget=0.6)
+    >>> each.label in model.config.encoder.label_names, 0 < each.cost < 1.5
+    (True, True)
     """
 
     config: DPBertConfig

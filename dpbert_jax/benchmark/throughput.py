@@ -10,10 +10,9 @@ from dpbert_jax.benchmark.arguments import BenchmarkArguments
 from dpbert_jax.benchmark.peers import Peer
 from dpbert_jax.benchmark.subjects import Batch, Subject
 from dpbert_jax.benchmark.timing import interleaved
-from dpbert_jax.data import TokenizedSplit, batches, chunks, load_task, tokenize
+from dpbert_jax.data import INPUTS, TokenizedSplit, batches, chunks, load_task, tokenize
 from dpbert_jax.hub import load_tokenizer, resolve_folder
 from dpbert_jax.inference import Executor
-from dpbert_jax.inference.executors import INPUTS
 from dpbert_jax.inference.packed import CHUNK_ROWS
 
 Row = dict[str, Any]

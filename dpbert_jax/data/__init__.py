@@ -1,6 +1,7 @@
 """From raw text to length-bucketed batches of numpy arrays; knows nothing of models."""
 
 from dpbert_jax.data.batches import (
+    INPUTS,
     LENGTH_BUCKETS,
     Batch,
     batches,
@@ -18,6 +19,7 @@ from dpbert_jax.data.tokenize import TokenizedSplit, tokenize
 
 __all__ = [
     "GLUE_TASKS",
+    "INPUTS",
     "LENGTH_BUCKETS",
     "TASK_NAMES",
     "Batch",

@@ -15,7 +15,9 @@ from dpbert_jax.data.tokenize import TokenizedSplit
 LENGTH_BUCKETS = (8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MAX_CHUNK_SLOTS = 2**16  # tokens and padding of a chunk: 200 MB of hidden states at hidden size 768
 
-# input_ids, attention_mask, token_type_ids: int32 [B, S]
+# What a model reads of a batch; families without token types pass over the last.
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# INPUTS: int32 [B, S]
 # labels: int32 [B] class ids, float32 [B] scores or float32 [B, C] of 0 and 1; absent from an
 #     unlabelled split
 # weights: float32 [B], 1 for a row of the split and 0 for padding
@@ -32,6 +34,9 @@ def bucket_length(length: int, max_seq_length: int) -> int:
     """The smallest bucket that holds `length` tokens, capped at `max_seq_length`.
 
     Raises ValueError where `length` itself is above `max_seq_length`.
+
+    >>> bucket_length(17, 128), bucket_length(100, 110)
+    (20, 110)
     """
     return int(_bucket_lengths(np.asarray([length]), max_seq_length)[0])
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from dpbert_jax.config import Calibration, DPBertConfig
-from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.data import INPUTS, TokenizedSplit, batches
 from dpbert_jax.errors import UserError
 from dpbert_jax.policies.cost import planner_share
 from dpbert_jax.policies.dpbert import DPBert, Params
@@ -47,13 +47,13 @@ def calibrate(
         apply: Any = partial(model.apply, {"params": params})
         mask = batch["attention_mask"]
         states = apply(batch["input_ids"], mask, batch["token_type_ids"], method="stem")
-        return apply(states, mask, method="plan")
+        return apply(states, mask, method="look")
 
     logits = []
     pad = config.encoder.pad_token_id
     for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
         real = batch["weights"] > 0
-        tokens = {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
+        tokens = {k: batch[k] for k in INPUTS}
         logits.append(np.asarray(plan(params, tokens))[real])
     if not np.isfinite(np.concatenate(logits)).all():
         raise UserError(

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import TaskSpec, TokenizedSplit, batches
+from dpbert_jax.data import INPUTS, TaskSpec, TokenizedSplit, batches
 from dpbert_jax.evaluation.metrics import compute_metrics, score
 from dpbert_jax.export.formats import Batch, Call, ExportOptions
 from dpbert_jax.inference import Rule, make_executor, resolve_rule
-from dpbert_jax.inference.executors import INPUTS
 from dpbert_jax.model import Model
 from dpbert_jax.problem import REGRESSION, answers
 

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.data import INPUTS
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.inference.in_graph import (
@@ -35,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 EXECUTORS = ("masked", "cond", "chunked", "packed")
 AUTO = "auto"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Run = Callable[[Mapping[str, np.ndarray], Rule, np.ndarray], DPBertOutput]
 

@@ -82,7 +82,7 @@ class DPBert(nn.Module):
             states = layer(states, bias, fold_rows(dropout_keys, 1 + i))
         return states
 
-    def plan(
+    def look(
         self,
         stem_states: Float[Array, "B S D"],
         attention_mask: Int[Array, "B S"],
@@ -121,7 +121,7 @@ class DPBert(nn.Module):
         """Logits under a given plan, in evaluation mode; also what initialisation traces."""
         states = self.stem(input_ids, attention_mask, token_type_ids)
         if self.is_initializing():
-            self.plan(states, attention_mask)
+            self.look(states, attention_mask)
         states = [states, *self.encode(states, attention_mask, gates)]
         return self.pool(states[-1])[1]
 

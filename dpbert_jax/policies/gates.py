@@ -108,6 +108,11 @@ def hard_gates(
     One form holds every rule, and a program compiled for one serves all: the threshold rule is
     top_k = P, the top-k rule is threshold = -inf, the full depth is both. The row's `min_gates`
     largest logits pass any threshold. Ties fall to the lower layer.
+
+    >>> hard_gates(jnp.array([[2.0, -1.0, 0.5]]), threshold=0.0, top_k=3).tolist()
+    [[1.0, 0.0, 1.0]]
+    >>> hard_gates(jnp.array([[2.0, -1.0, 0.5]]), threshold=-jnp.inf, top_k=1).tolist()
+    [[1.0, 0.0, 0.0]]
     """
     order = jnp.argsort(-gate_logits, axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1, stable=True)

@@ -89,6 +89,10 @@ def resolve_rule(config: DPBertConfig, budget: float, plan_rule: str = "threshol
     the input. `top_k` runs the floor(budget * L) layers that the budget pays for, stem included,
     for every input.
 
+    >>> from dpbert_jax.config import BERT_BASE, PlannerConfig
+    >>> resolve_rule(DPBertConfig(BERT_BASE, PlannerConfig()), 0.5, "top_k").top_k  # and the stem
+    5
+
     Raises:
         UserError: the budget cannot be had, the rule is unknown, or it is `threshold` and the model
             was never calibrated.

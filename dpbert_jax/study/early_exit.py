@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from safetensors.numpy import load_file
 
 from dpbert_jax.config import DPBertConfig, EncoderConfig
-from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.data import INPUTS, TokenizedSplit, batches
 from dpbert_jax.encoder.attention import RELATIVE, score_bias
 from dpbert_jax.encoder.embeddings import embed
 from dpbert_jax.encoder.head import classify
@@ -40,7 +40,6 @@ from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.objective import row_losses, score_sums
 
 Method = Literal["deebert", "pabee"]
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class EarlyExitBert(nn.Module):

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from dpbert_jax.benchmark.timing import interleaved
-from dpbert_jax.data import batches
+from dpbert_jax.data import INPUTS, batches
 from dpbert_jax.inference import resolve_rule
-from dpbert_jax.inference.executors import INPUTS, Executor
+from dpbert_jax.inference.executors import Executor
 from dpbert_jax.inference.path import DPBertOutput
 from dpbert_jax.study.scorer import Scorer, Variant, run_split
 from dpbert_jax.study.sweep_arguments import SweepArguments

@@ -157,7 +157,7 @@ def joint_forward(
     budget = jax.random.uniform(moment.key, minval=lowest, maxval=highest)
     planned = planned_rows(batch["positions"])
     # The planner must not bend the backbone to its own ends: the backbone serves the task.
-    gate_logits = apply(jax.lax.stop_gradient(states), mask, method="plan")
+    gate_logits = apply(jax.lax.stop_gradient(states), mask, method="look")
     share = share_of_gates(model.config, budget, mask.shape[1])
     shifted: Any = meet_share(gate_logits, batch["weights"] * planned, share, moment.axis_name)
 
@@ -199,7 +199,7 @@ def final_forward(
     grid = (jnp.array(calibration.budgets), jnp.array(calibration.thresholds))
     planned = planned_rows(batch["positions"]) > 0
     thresholds = jnp.where(planned, jnp.interp(budgets, *grid), -jnp.inf)
-    gate_logits = apply(states, mask, method="plan")
+    gate_logits = apply(states, mask, method="look")
     config = model.config
     gates = hard_gates(gate_logits, thresholds[:, None], config.num_gates, config.min_gates)
     gates = jax.lax.stop_gradient(gates)

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.data import INPUTS, TokenizedSplit, batches
 from dpbert_jax.encoder.attention import score_bias
 from dpbert_jax.encoder.embeddings import embed
 from dpbert_jax.encoder.head import classify
@@ -55,7 +55,7 @@ def make_table(
     for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
         real = batch["weights"] > 0
         rows = batch["indices"][real]
-        inputs = (batch[k] for k in ("input_ids", "attention_mask", "token_type_ids"))
+        inputs = (batch[k] for k in INPUTS)
         found, read = program(weights, *inputs)
         logits[rows], features[rows] = np.asarray(found)[real], np.asarray(read)[real]
     return PlanTable(plans, logits, features)

@@ -90,7 +90,7 @@ def test_call_is_the_sum_of_the_stages(params, batch):
 
 def test_dense_model_has_no_gates(params, batch):
     first, rest, logits = jax.jit(partial(stages, DENSE))(params, batch, jnp.ones((3, 0)))
-    empty = DPBert(DENSE).apply({}, first, batch["attention_mask"], method="plan")
+    empty = DPBert(DENSE).apply({}, first, batch["attention_mask"], method="look")
     assert (rest, empty.shape, logits.shape) == ([], (3, 0), (3, 2))
 
 

@@ -48,7 +48,7 @@ def test_every_planner_parameter_learns(initial, random_batch):
     def loss(planner, params, input_ids, attention_mask, token_type_ids):
         stage = partial(model.apply, {"params": {**params, "planner": planner}})
         states = stage(input_ids, attention_mask, token_type_ids, method="stem")
-        gate_logits = stage(states, attention_mask, method="plan")
+        gate_logits = stage(states, attention_mask, method="look")
         noise = logistic_noise(jax.random.split(jax.random.key(5), 4), CONFIG.num_gates)
         gates = straight_through_gates(gate_logits, noise, 1.0)
         states = stage(states, attention_mask, gates, method="encode")[-1]
