@@ -202,9 +202,9 @@ PRESETS = {"bert-base": BERT_BASE, "tiny": TINY}
 def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
     """Builds a config from the contents of a `config.json`; `where` names it in errors.
 
-    >>> encoder = from_hf_dict({"model_type": "distilbert", "dim": 256}, "config.json").encoder
+    >>> encoder = from_hf_dict({"model_type": "distilbert", "dim": 384}, "config.json").encoder
     >>> encoder.hidden_size, encoder.num_hidden_layers, encoder.longest_input
-    (256, 6, 512)
+    (384, 6, 512)
     """
     family = family_of(values.get("model_type"), where)
     if values.get("position_embedding_type", "absolute") != "absolute":

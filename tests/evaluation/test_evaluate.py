@@ -24,7 +24,7 @@ def echo(batch, rule, forced):
 @pytest.mark.parametrize("name", ["cond", "packed"])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 23, 64])
 def test_every_row_once_and_in_its_place(name, batch_size, planned_config, random_split):
-    execute = Executor(name, planned_config, echo)
+    execute = Executor(name, planned_config, Planned(planned_config), echo, packs=name == "packed")
     split = random_split(ROWS, longest=32)  # three length buckets
     rule = resolve_rule(planned_config, 1.0)
     made = predict(execute, rule, planned_config, split, batch_size=batch_size, max_seq_length=32)

@@ -6,7 +6,6 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
-from conftest import VOCABULARY
 from transformers import MPNetTokenizer
 
 from dpbert_jax import Model
@@ -14,7 +13,27 @@ from dpbert_jax.config import TINY, DPBertConfig, read_config
 from dpbert_jax.hub import load_params, save_folder
 from dpbert_jax.policies.dpbert import init_params
 
-WORDS = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *VOCABULARY.split()]
+WORDS = [
+    "<s>",
+    "<pad>",
+    "</s>",
+    "[UNK]",
+    "<mask>",
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "in",
+    "sun",
+    "and",
+    "it",
+    "was",
+    "good",
+    "bad",
+]
 
 
 @pytest.fixture(scope="module")
