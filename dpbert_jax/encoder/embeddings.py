@@ -24,6 +24,17 @@ def positions_of(config: EncoderConfig, input_ids: Any) -> Any:
     return real.cumsum(axis=1).astype("int32") * real + config.pad_token_id
 
 
+def table_sizes(config: EncoderConfig) -> dict[str, int]:
+    """Rows of each table of embeddings; all are `token_size` wide."""
+    sizes = {
+        "word_embeddings": config.vocab_size,
+        "position_embeddings": config.max_position_embeddings,
+    }
+    if config.family.token_types:
+        sizes["token_type_embeddings"] = config.type_vocab_size
+    return sizes
+
+
 def embed(
     config: EncoderConfig,
     params: Params,

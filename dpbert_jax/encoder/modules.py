@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dpbert_jax.config import EncoderConfig
+from dpbert_jax.encoder.embeddings import table_sizes
 from dpbert_jax.encoder.operations import ACTIVATIONS, DropoutKeys, Params, dropout, flat_product
 
 
@@ -53,16 +54,10 @@ class Embeddings(nn.Module):
     @nn.compact
     def __call__(self) -> Params:
         config = self.config
-        sizes = {
-            "word_embeddings": config.vocab_size,
-            "position_embeddings": config.max_position_embeddings,
-        }
-        if config.family.token_types:
-            sizes["token_type_embeddings"] = config.type_vocab_size
         width, stddev = config.token_size, config.initializer_range
         params = {
             name: Declared({"embedding": (size, width)}, stddev, name=name)()
-            for name, size in sizes.items()
+            for name, size in table_sizes(config).items()
         }
         params["layer_norm"] = Declared({"scale": (width,), "bias": (width,)}, name="layer_norm")()
         if config.projects:

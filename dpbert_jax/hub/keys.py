@@ -11,6 +11,7 @@ import numpy as np
 
 from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.attention import RELATIVE
+from dpbert_jax.encoder.embeddings import table_sizes
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.policies.planner import planner_products
 
@@ -118,16 +119,10 @@ def _layer_norm(hf: str, width: int, *path: str) -> list[Entry]:
 
 def _embeddings(config: EncoderConfig, prefix: str) -> list[Entry]:
     width = config.token_size
-    sizes = {
-        "word_embeddings": config.vocab_size,
-        "position_embeddings": config.max_position_embeddings,
-    }
-    if config.family.token_types:
-        sizes["token_type_embeddings"] = config.type_vocab_size
     hf, ours = f"{prefix}.embeddings", "embeddings"
     table = [
         Entry(f"{hf}.{name}.weight", (ours, name, "embedding"), (size, width))
-        for name, size in sizes.items()
+        for name, size in table_sizes(config).items()
     ]
     table += _layer_norm(f"{hf}.LayerNorm", width, ours, "layer_norm")
     if config.projects:

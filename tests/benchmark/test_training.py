@@ -30,6 +30,7 @@ def flags(tiny_folder, sentence_files, monkeypatch):
     return lambda **more: TrainingArguments(**(values | more))
 
 
+@pytest.mark.slow
 def test_report(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(peers.PACKAGES, "torch", ("no_such_module",))
     path = tmp_path / "deep" / "out.json"

@@ -13,6 +13,7 @@ from dpbert_jax.config import TINY, DPBertConfig, read_config
 from dpbert_jax.hub import load_params, save_folder
 from dpbert_jax.policies.dpbert import init_params
 
+pytestmark = pytest.mark.slow  # a whole run: minutes where nothing is compiled yet
 WORDS = [
     "<s>",
     "<pad>",

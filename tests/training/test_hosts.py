@@ -96,6 +96,7 @@ def assert_same_run(lines, wanted):
             assert line["eval_mean_layers"] == pytest.approx(other["eval_mean_layers"], abs=0.1001)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(steady_run, steady_flags, tmp_path):
     """Two devices each, against one process with four: every loss, and the dev scores."""
     lines = run(tmp_path / "two", steady_flags, processes=2, devices=2)
