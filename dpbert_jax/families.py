@@ -1,7 +1,7 @@
 """Encoder families: what differs among the encoders that one layer serves, a row for each.
 
 All are post-norm transformer encoders with the same layer. Names are those of Hugging Face's
-`config.json` and classes; the tensors' names are in `hub.names`.
+`config.json` and classes; the tensors' names are in `hub.keys`.
 """
 
 from collections.abc import Mapping
@@ -30,9 +30,10 @@ class Family:
     head_dropout_first: bool = False  # before the head's first product as well
 
 
-_NO_PROJECTION = {"embedding_size": None, "relative_attention_num_buckets": None}
+# No projection of embeddings, no bias by distance.
+_PLAIN = {"embedding_size": None, "relative_attention_num_buckets": None}
 _ROBERTA: dict[str, Any] = {
-    "config_keys": _NO_PROJECTION,
+    "config_keys": _PLAIN,
     "defaults": {"pad_token_id": 1},
     "positions_after_padding": True,
     "head_dropout_first": True,
@@ -41,7 +42,7 @@ _ROBERTA: dict[str, Any] = {
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("bert", "Bert", _NO_PROJECTION),
+        Family("bert", "Bert", _PLAIN),
         Family(
             "roberta",
             "Roberta",
@@ -53,7 +54,7 @@ FAMILIES = {
             "distilbert",
             "DistilBert",
             {
-                **_NO_PROJECTION,
+                **_PLAIN,
                 "hidden_size": "dim",
                 "num_hidden_layers": "n_layers",
                 "num_attention_heads": "n_heads",

@@ -132,9 +132,3 @@ def choose_gates(
     """The rule's gates, but for those that are forced to 0 or 1."""
     gates = hard_gates(gate_logits, rule.threshold, rule.top_k, min_gates)
     return jnp.where(forced == FREE, gates, forced)
-
-
-def layer_mask_of(gates: Float[Array, "B P"], stem_layers: int) -> Float[Array, "B L"]:
-    """The plan over all layers: ones for the stem, then the gates."""
-    stem = jnp.ones((gates.shape[0], stem_layers), gates.dtype)
-    return jnp.concatenate([stem, gates], axis=1)

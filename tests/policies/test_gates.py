@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from dpbert_jax.policies.gates import (
     hard_gates,
-    layer_mask_of,
     logistic_noise,
     meet_share,
     relaxed_gates,
@@ -147,12 +146,3 @@ def test_a_threshold_may_differ_between_rows():
     logits = jnp.array([[0.0, 1.0], [0.0, 1.0]])
     gates = hard_gates(logits, jnp.array([[0.5], [-0.5]]), 2)
     assert gates.tolist() == [[0, 1], [1, 1]]
-
-
-@pytest.mark.parametrize("stem", [0, 2])
-def test_layer_mask_is_stem_then_gates(stem):
-    gates = jnp.array([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    mask = layer_mask_of(gates, stem)
-    assert mask.shape == (2, stem + 3)
-    assert mask[:, :stem].all()
-    np.testing.assert_array_equal(mask[:, stem:], gates)
