@@ -184,7 +184,7 @@ def our_step(
     """The training step of `train.py`, and the state that its optimizer starts from."""
     if stage.needs_planner:
         config = DPBertConfig(config.encoder, PlannerConfig(), ANY_CALIBRATION)
-        params = {**params, "planner": init_params(config, args.seed)["planner"]}
+        params = {**params, "planner": init_params(config, args.seed, ("planner",))["planner"]}
     optimizer = make_optimizer(
         params,
         frozen=stage.frozen(config),

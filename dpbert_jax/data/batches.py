@@ -6,7 +6,7 @@ lengths, the batch size, the seed and the epoch: a run that is resumed, or sprea
 processes, sees the very same batches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -30,15 +30,21 @@ def num_batches(num_rows: int, batch_size: int) -> int:
     return -(-num_rows // batch_size)
 
 
-def bucket_length(length: int, max_seq_length: int) -> int:
+def bucket_length(
+    length: int, max_seq_length: int, length_buckets: Sequence[int] | None = None
+) -> int:
     """The smallest bucket that holds `length` tokens, capped at `max_seq_length`.
+
+    `length_buckets` are the buckets, ascending; default: `LENGTH_BUCKETS`.
 
     Raises ValueError where `length` itself is above `max_seq_length`.
 
     >>> bucket_length(17, 128), bucket_length(100, 110)
     (20, 110)
+    >>> bucket_length(17, 128, (32, 64))
+    32
     """
-    return int(_bucket_lengths(np.asarray([length]), max_seq_length)[0])
+    return int(_bucket_lengths(np.asarray([length]), max_seq_length, length_buckets)[0])
 
 
 def epoch_schedule(
@@ -48,6 +54,7 @@ def epoch_schedule(
     *,
     seed: int | None = None,
     epoch: int = 0,
+    length_buckets: Sequence[int] | None = None,
 ) -> list[tuple[int, np.ndarray]]:
     """One epoch as (S, row indices [B or fewer]) pairs, each row once, at most one pair short.
 
@@ -64,7 +71,7 @@ def epoch_schedule(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     rng = None if seed is None else np.random.default_rng([seed, epoch])
     rows = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
-    row_buckets = _bucket_lengths(np.asarray(lengths), max_seq_length)[rows]
+    row_buckets = _bucket_lengths(np.asarray(lengths), max_seq_length, length_buckets)[rows]
 
     schedule: list[tuple[int, np.ndarray]] = []
     waiting = rows[:0]
@@ -91,6 +98,7 @@ def batches(
     seed: int | None = None,
     epoch: int = 0,
     start: int = 0,
+    length_buckets: Sequence[int] | None = None,
     own: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """The batches of `epoch_schedule`, each with exactly `batch_size` rows.
@@ -102,7 +110,14 @@ def batches(
     """
     if start < 0:
         raise ValueError(f"start must not be negative, got {start}")
-    schedule = epoch_schedule(split.lengths, batch_size, max_seq_length, seed=seed, epoch=epoch)
+    schedule = epoch_schedule(
+        split.lengths,
+        batch_size,
+        max_seq_length,
+        seed=seed,
+        epoch=epoch,
+        length_buckets=length_buckets,
+    )
     for length, rows in schedule[start:]:
         indices = _filled(rows, batch_size)
         yield _build(split, length, indices if own is None else indices[own], pad_token_id)
@@ -127,11 +142,14 @@ def chunks(
         yield _build(split, length, _filled(rows, num_rows), pad_token_id)
 
 
-def _bucket_lengths(lengths: np.ndarray, max_seq_length: int) -> np.ndarray:
+def _bucket_lengths(
+    lengths: np.ndarray, max_seq_length: int, length_buckets: Sequence[int] | None = None
+) -> np.ndarray:
     """Bucket of each row; int64 [N]."""
     if len(lengths) and lengths.max() > max_seq_length:
         raise ValueError(f"a row of {lengths.max()} tokens is above {max_seq_length=}")
-    edges = [edge for edge in LENGTH_BUCKETS if edge < max_seq_length] + [max_seq_length]
+    buckets = LENGTH_BUCKETS if length_buckets is None else length_buckets
+    edges = [edge for edge in buckets if edge < max_seq_length] + [max_seq_length]
     return np.asarray(edges)[np.searchsorted(edges, lengths)]
 
 

@@ -11,6 +11,7 @@ another. Compare scores within one environment only.
 """
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -69,6 +70,7 @@ class _Candidate:
     words: frozenset[str]
 
 
+@functools.cache  # reading takes seconds, and a run asks for it twice
 def load_docstrings() -> TaskData:
     """The dataset: "train" and "validation", about as many sentences of every package in each.
 

@@ -1,5 +1,6 @@
 """Calibration: the threshold on the gate logits at which a split's mean cost is the budget."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ def calibrate(
     inputs: str,
     batch_size: int,
     max_seq_length: int,
+    length_buckets: Sequence[int] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> Calibration:
     """Thresholds for a grid of budgets, from the inputs of a split; labels are not looked at.
@@ -51,7 +53,10 @@ def calibrate(
 
     logits = []
     pad = config.encoder.pad_token_id
-    for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
+    made = batches(
+        split, batch_size, max_seq_length, pad_token_id=pad, length_buckets=length_buckets
+    )
+    for batch in made:
         real = batch["weights"] > 0
         tokens = {k: batch[k] for k in INPUTS}
         logits.append(np.asarray(plan(params, tokens))[real])

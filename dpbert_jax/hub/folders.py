@@ -262,7 +262,7 @@ def load_params(
             logger.info("%s: not in the checkpoint, newly initialised: %s", folder, by_prefix(new))
         from dpbert_jax.policies.dpbert import init_params  # needs Flax, which serving does not
 
-        initial = init_params(config, seed)
+        initial = init_params(config, seed, {entry.path[0] for entry in drawn})
         flat |= {entry.path: np.asarray(leaf_at(initial, entry.path)) for entry in drawn}
     return as_tree(flat)
 

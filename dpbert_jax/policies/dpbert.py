@@ -1,5 +1,6 @@
 """DPBERT: stem, planner, planned layers, head; its methods are the stages of an input's path."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -126,15 +127,21 @@ class DPBert(nn.Module):
         return self.pool(states[-1])[1]
 
 
-@partial(jax.jit, static_argnums=0)
-def _init(config: DPBertConfig, key: Key[Array, ""]) -> Params:
-    # One jitted call: initialising op by op compiles hundreds of tiny programs.
+@partial(jax.jit, static_argnums=(0, 1))
+def _init(config: DPBertConfig, parts: tuple[str, ...] | None, key: Key[Array, ""]) -> Params:
+    # One jitted call: initialising op by op compiles hundreds of tiny programs. What is not
+    # returned is not compiled.
     ids = jnp.ones((1, 4), jnp.int32)
     gates = jnp.ones((1, config.num_gates))
     variables: Any = DPBert(config).init(key, ids, ids, jnp.zeros_like(ids), gates)
-    return variables["params"]
+    params = variables["params"]
+    return params if parts is None else {name: params[name] for name in parts}
 
 
-def init_params(config: DPBertConfig, seed: int) -> Params:
-    """Random parameters for the config, in float32; compiles once for each config."""
-    return _init(config, jax.random.key(seed))
+def init_params(config: DPBertConfig, seed: int, parts: Collection[str] | None = None) -> Params:
+    """Random parameters for the config, in float32; compiles once for each config.
+
+    `parts` are those to make (`head`, `planner`, `layer_0`, ...); default: all.
+    """
+    chosen = None if parts is None else tuple(sorted(parts))
+    return _init(config, chosen, jax.random.key(seed))

@@ -100,6 +100,7 @@ def mean_plan_losses(run: Run) -> tuple[np.ndarray, np.ndarray]:
         run.teacher_logits(run.rows.held_out),
         max_seq_length=run.args.max_seq_length,
         seed=run.args.seed,
+        length_buckets=run.args.length_buckets,
     )
     return table.plans, losses.mean(axis=0)
 
@@ -139,6 +140,7 @@ def fit(
         max_seq_length=args.max_seq_length,
         pad_token_id=config.encoder.pad_token_id,
         seed=args.seed,
+        length_buckets=args.length_buckets,
         teacher_logits=distilled,
     )
     unsaved = Hooks(Trackers([]), args.logging_steps, span.num_steps + 1, lambda done, state: None)

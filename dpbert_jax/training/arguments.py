@@ -78,6 +78,13 @@ class TrainArguments:
         "list them in skipped_rows.txt.",
     )
     max_seq_length: int = flag(128, "Longer inputs are cut to so many tokens, and counted.")
+    length_buckets: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Lengths that training batches are padded to, beside --max_seq_length. Each is "
+            "compiled in every stage. Default: thirteen on a CPU, a quarter and a half elsewhere."
+        },
+    )
     max_train_samples: int | None = flag(None, "Use the first rows of the training set only.")
     max_eval_samples: int | None = flag(None, "Use the first rows of each validation set only.")
     overwrite_output_dir: bool = flag(False, "Replace the run that the output folder holds.")
@@ -177,6 +184,12 @@ class TrainArguments:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name} is {value}, but must be above 0.")
+        buckets = self.length_buckets or []
+        if sorted({b for b in buckets if 0 < b <= self.max_seq_length}) != buckets:
+            raise UserError(
+                f"--length_buckets {' '.join(map(str, buckets))}: must ascend, from 1 to "
+                f"--max_seq_length ({self.max_seq_length})."
+            )
         if not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"--warmup_ratio is {self.warmup_ratio}, but must lie in [0, 1].")
         if self.weight_decay < 0 or self.seed < 0:

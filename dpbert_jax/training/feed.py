@@ -1,12 +1,23 @@
 """What a stage's steps are made of: batches that follow from the seed and the step alone."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dpbert_jax.data import Batch, TokenizedSplit, batches, num_batches
+
+
+def default_buckets(platform: str, max_seq_length: int) -> list[int] | None:
+    """Length buckets for a kind of device; None: those of `batches`.
+
+    Each is a compilation of every stage's step, which on an accelerator takes longer than many
+    steps do.
+    """
+    if platform == "cpu":
+        return None
+    return [length for length in (max_seq_length // 4, max_seq_length // 2) if length]
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,7 @@ class Feed:
     max_seq_length: int
     pad_token_id: int
     seed: int
+    length_buckets: Sequence[int] | None = None  # default: those of `batches`
     teacher_logits: np.ndarray | None = None  # [N, C]
     own: np.ndarray | None = None  # positions in a batch that this process builds; None: all
 
@@ -38,6 +50,7 @@ class Feed:
                 epoch=epoch,
                 start=start if epoch == first else 0,
                 pad_token_id=self.pad_token_id,
+                length_buckets=self.length_buckets,
                 own=self.own,
             ):
                 if self.teacher_logits is not None:

@@ -1,5 +1,8 @@
 """The table that the planner is refitted to: how far each plan is from the dense model's answer."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +53,7 @@ def held_out_table(
     *,
     max_seq_length: int,
     seed: int,
+    length_buckets: Sequence[int] | None = None,
 ) -> tuple[PlanTable, Float[np.ndarray, "N K"]]:
     """The plan table of held-out rows with its losses (`plan_losses`).
 
@@ -58,21 +62,17 @@ def held_out_table(
     rows.
     """
     problem = config.encoder.problem_type
+    sized = partial(make_table, max_seq_length=max_seq_length, length_buckets=length_buckets)
     if config.num_gates <= EXHAUSTIVE_GATES:
         plans = all_plans(config)
     else:
         few = split.take(np.arange(min(SCREENING_ROWS, len(split))))
-        probe = make_table(
-            config,
-            params,
-            few,
-            np.zeros((1, config.num_gates), np.float32),  # only its features are asked for
-            max_seq_length=max_seq_length,
-        )
+        nothing = np.zeros((1, config.num_gates), np.float32)  # only its features are asked for
+        probe = sized(config, params, few, nothing)
         preference = judge(config, params["planner"], jnp.asarray(probe.features)).mean(axis=0)
         drawn = drawn_plans(config, np.asarray(preference), seed)
-        screened = make_table(config, params, few, drawn, max_seq_length=max_seq_length)
+        screened = sized(config, params, few, drawn)
         losses = plan_losses(screened, teacher_logits[: len(few)], problem)
         plans = best_of_each_depth(config, drawn, losses.mean(axis=0))
-    table = make_table(config, params, split, plans, max_seq_length=max_seq_length)
+    table = sized(config, params, split, plans)
     return table, plan_losses(table, teacher_logits, problem)

@@ -4,7 +4,7 @@ Plans that begin alike share what they have in common, so all 2^P plans of P lay
 layer runs a row, instead of P 2^(P-1) one after the other (31 instead of 80 for P = 5).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ def make_table(
     plans: np.ndarray,
     *,
     max_seq_length: int,
+    length_buckets: Sequence[int] | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> PlanTable:
     """Runs all plans on all rows of a split; compiles once for each length bucket."""
@@ -52,7 +53,10 @@ def make_table(
     logits = np.zeros((len(split), len(plans), config.encoder.num_labels), np.float32)
     features = np.zeros((len(split), 2 * config.encoder.hidden_size + 1), np.float32)
     pad = config.encoder.pad_token_id
-    for batch in batches(split, batch_size, max_seq_length, pad_token_id=pad):
+    made = batches(
+        split, batch_size, max_seq_length, pad_token_id=pad, length_buckets=length_buckets
+    )
+    for batch in made:
         real = batch["weights"] > 0
         rows = batch["indices"][real]
         inputs = (batch[k] for k in INPUTS)

@@ -17,7 +17,8 @@ import dataclasses
 import json
 import logging
 import os
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ from dpbert_jax.run_folder import CHECKPOINTS, TEACHER
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.checkpoint import Checkpoints, Position
-from dpbert_jax.training.feed import Feed
+from dpbert_jax.training.feed import Feed, default_buckets
 from dpbert_jax.training.held_out_table import held_out_table
 from dpbert_jax.training.loop import Hooks, run_span
 from dpbert_jax.training.memory import StepSize, check_memory, memory_explained
@@ -81,7 +82,8 @@ class _Output(NamedTuple):
     tracker: Tracker
 
 
-class _Run(NamedTuple):
+@dataclass(frozen=True)
+class _Run:
     """What was asked for, what it is made of, and where it goes."""
 
     args: TrainArguments
@@ -106,6 +108,11 @@ class _Run(NamedTuple):
         folder = self.output.folder / TEACHER
         return self.model(dense, hosts.from_main(lambda: load_params(folder, dense), like=shapes))
 
+    @cached_property
+    def teacher_logits(self) -> np.ndarray:
+        """What the dense model says of the training rows; [N, C]."""
+        return teacher_logits(self.teacher(), self.material.rows.kept)
+
 
 def train(args: TrainArguments) -> None:
     """Runs or resumes `train.py`; leaves a run folder as DESIGN's contract has it.
@@ -120,6 +127,9 @@ def train(args: TrainArguments) -> None:
         bucket = BucketFolder(args.output_dir)
         hosts.on_main(bucket.pull)
         args = dataclasses.replace(args, output_dir=str(bucket.local))
+    if args.length_buckets is None:
+        buckets = default_buckets(jax.default_backend(), args.max_seq_length)
+        args = dataclasses.replace(args, length_buckets=buckets)
     with Preemption() as preemption:
         _train(args, preemption, bucket)
 
@@ -200,8 +210,7 @@ def _handed_over(run: _Run, index: int, params: Params) -> Params:
         folder, dense = run.output.folder / TEACHER, run.material.dense
         hosts.on_main(lambda: save_folder(folder, dense, params, run.material.tokenizer))
     if stage.needs_planner and "planner" not in params:
-        planner = init_params(run.material.planned, run.args.seed)["planner"]
-        return {**params, "planner": planner}
+        return {**params, **init_params(run.material.planned, run.args.seed, ("planner",))}
     return params
 
 
@@ -218,7 +227,7 @@ def _step_size(material: Material, args: TrainArguments) -> StepSize:
     longest = int(material.rows.kept.lengths.max())
     return StepSize(
         args.per_device_train_batch_size,
-        bucket_length(longest, args.max_seq_length),
+        bucket_length(longest, args.max_seq_length, args.length_buckets),
         args.bf16,
         args.gradient_checkpointing,
     )
@@ -233,6 +242,7 @@ def _calibrated(run: _Run, params: Params) -> DPBertConfig:
         inputs="rows held out of training",
         batch_size=run.args.per_device_eval_batch_size,
         max_seq_length=run.args.max_seq_length,
+        length_buckets=run.args.length_buckets,
         dtype=run.dtype,
     )
     return dataclasses.replace(planned, calibration=calibration)
@@ -242,7 +252,7 @@ def _train_stage(run: _Run, index: int, state: TrainState, config: DPBertConfig)
     args, (stage, span) = run.args, run.stages[index]
     material, checkpoints = run.material, run.output.checkpoints
     kept = material.rows.kept
-    distilled = teacher_logits(run.teacher(), kept) if stage.needs_teacher else None
+    distilled = run.teacher_logits if stage.needs_teacher else None
     best = None
     if stage.keeps_best and args.keep_best is not None:
         best = BestEpoch(
@@ -284,6 +294,7 @@ def _train_stage(run: _Run, index: int, state: TrainState, config: DPBertConfig)
         max_seq_length=args.max_seq_length,
         pad_token_id=config.encoder.pad_token_id,
         seed=seed,
+        length_buckets=args.length_buckets,
         teacher_logits=distilled,
         own=own_positions(_batch_size(args), args.gradient_accumulation_steps),
     )
@@ -309,6 +320,7 @@ def _refitted(run: _Run, params: Params) -> Params:
         teacher_logits(run.teacher(), held_out),
         max_seq_length=run.args.max_seq_length,
         seed=run.args.seed,
+        length_buckets=run.args.length_buckets,
     )
     return {**params, "planner": refit_planner(planned, table, losses, run.args.seed)}
 

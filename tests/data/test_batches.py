@@ -38,6 +38,8 @@ def test_bucket_length():
     assert bucket_length(600, 1024) == 1024
     with pytest.raises(ValueError, match="max_seq_length=128"):
         bucket_length(129, 128)
+    assert [bucket_length(n, 128, (32, 64)) for n in (1, 33, 65)] == [32, 64, 128]
+    assert bucket_length(1, 128, ()) == 128
 
 
 @given(lengths_of_rows, batch_sizes, seeds, st.integers(0, 3))
@@ -53,6 +55,16 @@ def test_every_row_once_and_at_most_one_short_batch(
         assert length in (*LENGTH_BUCKETS, MAX)
         # Wide enough, and as wide as some row of the whole split needs.
         assert lengths[members].max() <= length <= bucket_length(int(lengths.max()), MAX)
+
+
+@given(lengths_of_rows, batch_sizes, seeds)
+def test_batches_have_the_lengths_that_were_asked_for(
+    lengths: np.ndarray, batch_size: int, seed: int | None
+):
+    made = batches(
+        split_of(lengths), batch_size, MAX, pad_token_id=0, seed=seed, length_buckets=(20, 50)
+    )
+    assert {batch["input_ids"].shape[1] for batch in made} <= {20, 50, MAX}
 
 
 @given(lengths_of_rows, batch_sizes, seeds)
