@@ -57,7 +57,7 @@ def test_shares_and_decay(name, value):
 
 @pytest.mark.parametrize("buckets", [[0], [24, 16], [16, 16], [129]])
 def test_length_buckets_ascend_up_to_the_longest_row(buckets):
-    with pytest.raises(UserError, match="--length_buckets .* must ascend, from 1 to .*128"):
+    with pytest.raises(UserError, match=r"--length_buckets .* must ascend, from 1 to .*128"):
         arguments(length_buckets=buckets)
     assert arguments(length_buckets=[16, 128]).length_buckets == [16, 128]
 
