@@ -123,6 +123,13 @@ class PlannerConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """What plans of each depth below all layers have of their own (`encoder.adapters`)."""
+
+    rank: int = 8  # of the additions to products; 0: LayerNorms and head only
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Thresholds on the gate logits that make a split's mean cost equal the budget, on a grid."""
 
@@ -151,12 +158,18 @@ class DPBertConfig:
     planner: PlannerConfig | None = None
     calibration: Calibration | None = None
     default_budget: float | None = None  # of an export, for calls that name none; None: 1
+    adapters: AdapterConfig | None = None  # of plans of each depth; only beside a planner
 
     def __post_init__(self) -> None:
         if self.default_budget is not None and not 0 < self.default_budget <= 1:
             raise UserError(
                 f"default_budget is {self.default_budget}, but must lie in (0, 1]: a share of the "
                 "dense FLOPs."
+            )
+        if self.adapters and not (self.planner and self.adapters.rank >= 0):
+            raise UserError(
+                "dpbert.adapters must have a rank of at least 0 and stand beside a planner, whose "
+                "plans they are for."
             )
         if self.planner and not 0 <= self.planner.stem_layers < self.encoder.num_hidden_layers:
             raise UserError(
@@ -180,6 +193,11 @@ class DPBertConfig:
     def num_gates(self) -> int:
         """Planned layers, P = L - stem_layers."""
         return self.encoder.num_hidden_layers - self.stem_layers
+
+    @property
+    def adapted_depths(self) -> int:
+        """How many depths have adapters: those that plans may have, but for all layers."""
+        return self.num_gates - self.min_gates if self.adapters else 0
 
     @property
     def min_gates(self) -> int:
@@ -244,6 +262,7 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
             if calibration
             else None,
             extra.get("default_budget"),
+            AdapterConfig(**extra["adapters"]) if extra.get("adapters") else None,
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where} is not a configuration of this library: {error}.") from error
@@ -278,6 +297,8 @@ def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
             "calibration": dataclasses.asdict(config.calibration) if config.calibration else None,
             "default_budget": config.default_budget,
         }
+        if config.adapters:
+            values["dpbert"]["adapters"] = dataclasses.asdict(config.adapters)
     return values
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from dpbert_jax.benchmark import torch_training
 from dpbert_jax.benchmark.environment import make_room, own_cores, versions
 from dpbert_jax.benchmark.peers import Peer, available
-from dpbert_jax.config import Calibration, DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import AdapterConfig, Calibration, DPBertConfig, PlannerConfig, read_config
 from dpbert_jax.data import TokenizedSplit, batches, load_task, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag, parse
@@ -29,8 +29,8 @@ from dpbert_jax.hub import load_params, load_tokenizer, resolve_folder
 from dpbert_jax.hub.folders import save_weights
 from dpbert_jax.policies.dpbert import DPBert, Params, init_params
 from dpbert_jax.training.optimizer import make_optimizer
-from dpbert_jax.training.stage import STAGES, Stage
-from dpbert_jax.training.step import AXIS, Step, TrainState, create_state, make_train_step
+from dpbert_jax.training.stage import STAGES, Stage, loss_of
+from dpbert_jax.training.step import Step, TrainState, create_state, make_train_step
 
 REFERENCE = "torch, dynamic padding"
 MEGABATCHES = 50  # the Trainer's group_by_length sorts within so many batches
@@ -183,20 +183,23 @@ def our_step(
 ) -> tuple[Step, TrainState]:
     """The training step of `train.py`, and the state that its optimizer starts from."""
     if stage.needs_planner:
-        config = DPBertConfig(config.encoder, PlannerConfig(), ANY_CALIBRATION)
-        params = {**params, "planner": init_params(config, args.seed, ("planner",))["planner"]}
+        adapters = AdapterConfig() if stage.needs_adapters else None
+        config = DPBertConfig(config.encoder, PlannerConfig(), ANY_CALIBRATION, adapters=adapters)
+        parts = ("planner", "adapters") if adapters else ("planner",)
+        params = {**params, **init_params(config, args.seed, parts)}
     optimizer = make_optimizer(
         params,
         frozen=stage.frozen(config),
         num_steps=torch_training.NUM_STEPS,
         learning_rate=torch_training.LEARNING_RATE,
         planner_learning_rate=1e-2,
+        adapter_learning_rate=1e-3,
         weight_decay=torch_training.WEIGHT_DECAY,
         warmup_ratio=0.0,
         max_grad_norm=torch_training.MAX_GRAD_NORM,
     )
     step = make_train_step(
-        partial(stage.loss, DPBert(config), axis_name=AXIS),
+        partial(loss_of, stage, DPBert(config)),
         optimizer,
         num_steps=torch_training.NUM_STEPS,
         accumulation=1,

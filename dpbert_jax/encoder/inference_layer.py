@@ -62,30 +62,112 @@ def prepare_layer(config: EncoderConfig, params: dict[str, Any], dtype: DTypeLik
     )
 
 
+class Factors(NamedTuple):
+    """A product's low-rank additions; a leading axis counts depths, or rows of a batch."""
+
+    down: Array  # [N, R, in]
+    up: Array  # [N, out, R]
+
+
+class LayerAdapters(NamedTuple):
+    """A layer's adapters (`encoder.adapters`); the products' are None where the rank is 0.
+
+    A leading axis counts depths, with zeros for all layers last, or the rows of a batch.
+    """
+
+    qkv: Factors | None  # down [N, 3 R, D], up [N, 3 D, R]; the query part scaled by 1 / sqrt(K)
+    attention_output: Factors | None
+    intermediate: Factors | None
+    output: Factors | None
+    attention_scale: Array  # [N, D]
+    attention_shift: Array
+    output_scale: Array
+    output_shift: Array
+
+
+def prepare_adapters(
+    config: EncoderConfig, params: dict[str, Any], dtype: DTypeLike
+) -> LayerAdapters:
+    """A layer's adapters of every depth."""
+
+    def extended(array: Any, axis: int = 0) -> Array:
+        return jnp.pad(jnp.asarray(array), [(0, int(i == axis)) for i in range(array.ndim)])
+
+    def factors(*names: str) -> Factors | None:
+        if names[0] not in params:
+            return None
+        downs = [params[name]["down"].transpose(0, 2, 1) for name in names]
+        ups = [params[name]["up"].transpose(0, 2, 1) for name in names]
+        if names[0] == "query":
+            ups[0] = ups[0] * config.head_size**-0.5
+        down, up = (extended(jnp.concatenate(part, axis=1)) for part in (downs, ups))
+        return Factors(down.astype(dtype), up.astype(dtype))
+
+    first, second = params["attention_layer_norm"], params["output_layer_norm"]
+    return LayerAdapters(
+        qkv=factors("query", "key", "value"),
+        attention_output=factors("attention_output"),
+        intermediate=factors("intermediate"),
+        output=factors("output"),
+        attention_scale=extended(first["scale"]),
+        attention_shift=extended(first["bias"]),
+        output_scale=extended(second["scale"]),
+        output_shift=extended(second["bias"]),
+    )
+
+
 def run_layer(
     config: EncoderConfig,
     weights: LayerWeights,
     states: Float[Array, "D B S"],
     bias: Float[Array, "B #H #S S"],
+    adapters: LayerAdapters | None = None,
 ) -> Float[Array, "D B S"]:
-    """Post-norm self-attention and feed-forward; `bias` is added to the scores."""
+    """Post-norm self-attention and feed-forward; `bias` is added to the scores.
+
+    `adapters` are picked from those of every depth: each row's own, or one for all rows.
+    """
     heads = (config.num_attention_heads, config.head_size, *states.shape[1:])
     flat = states.reshape(states.shape[0], -1)  # [D, B * S]
-    qkv = _dense(weights.qkv, flat, weights.qkv_bias)
+
+    def product(name: str, kernel: Array, inputs: Array, bias: Array) -> Array:
+        output = _dense(kernel, inputs, bias)
+        own: Factors | None = getattr(adapters, name, None)
+        if own is None:
+            return output
+        rows = own.down.shape[0]
+        # Where all rows share them, all tokens are as of one.
+        by_row = inputs.reshape(len(inputs), *((1, -1) if rows == 1 else states.shape[1:]))
+        inner = jnp.einsum("bri,ibs->brs", own.down, by_row)
+        # Query, key and value have factors of their own in one stack.
+        parts = own.down.shape[1] // own.up.shape[2]
+        stacked = inner.reshape(rows, parts, -1, inner.shape[-1])
+        up = own.up.reshape(rows, parts, -1, own.up.shape[2])
+        outer = jnp.einsum("bpor,bprs->pobs", up, stacked)
+        return output + outer.reshape(output.shape)
+
+    def normalise(name: str, inputs: Array, scale: Array, shift: Array) -> Array:
+        about: Any = (scale[:, None], shift[:, None])
+        if adapters is not None:
+            tables = (getattr(adapters, f"{name}_{part}") for part in ("scale", "shift"))
+            spread = (jnp.broadcast_to(t.T[:, :, None], states.shape) for t in tables)
+            own = (table.reshape(inputs.shape) for table in spread)
+            about = tuple(shared + added for shared, added in zip(about, own, strict=True))
+        return _layer_norm(inputs, *about, config.layer_norm_eps)
+
+    qkv = product("qkv", weights.qkv, flat, weights.qkv_bias)
     query, key, value = qkv.reshape(3, *heads)  # [H, K, B, S]
     scores = jnp.einsum("hkbq,hkbs->bhqs", query, key).astype(jnp.float32) + bias
     probs = jax.nn.softmax(scores).astype(states.dtype)  # [B, H, S, S]
     context = jnp.einsum("hkbs,bhqs->hkbq", value, probs).reshape(flat.shape)
-    attended = _dense(weights.attention_output, context, weights.attention_output_bias)
-    flat = _layer_norm(
-        flat + attended, weights.attention_scale, weights.attention_shift, config.layer_norm_eps
+    attended = product(
+        "attention_output", weights.attention_output, context, weights.attention_output_bias
     )
-    expanded = _dense(weights.intermediate, flat, weights.intermediate_bias)
+    flat = normalise("attention", flat + attended, weights.attention_scale, weights.attention_shift)
+    expanded = product("intermediate", weights.intermediate, flat, weights.intermediate_bias)
     expanded = ACTIVATIONS[config.hidden_act](expanded)  # [F, B * S]
-    output = _dense(weights.output, expanded, weights.output_bias)
-    flat = _layer_norm(
-        flat + output, weights.output_scale, weights.output_shift, config.layer_norm_eps
-    )
+    output = product("output", weights.output, expanded, weights.output_bias)
+    flat = normalise("output", flat + output, weights.output_scale, weights.output_shift)
     return flat.reshape(states.shape)
 
 
@@ -95,9 +177,9 @@ def _dense(kernel: Array, inputs: Array, bias: Array) -> Array:
 
 
 def _layer_norm(inputs: Array, scale: Array, shift: Array, epsilon: float) -> Array:
-    """Over the features, the first axis; statistics in float32."""
+    """Over the features, the first axis; statistics in float32; scale and shift [D, 1 or T]."""
     centred = inputs.astype(jnp.float32)
     centred = centred - centred.mean(axis=0)[None]
     variance = (centred * centred).mean(axis=0)[None]
-    normalised = centred * jax.lax.rsqrt(variance + epsilon) * scale[:, None] + shift[:, None]
+    normalised = centred * jax.lax.rsqrt(variance + epsilon) * scale + shift
     return normalised.astype(inputs.dtype)

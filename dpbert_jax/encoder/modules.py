@@ -13,8 +13,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dpbert_jax.config import EncoderConfig
+from dpbert_jax.encoder.adapters import Slots, low_rank, own_values
 from dpbert_jax.encoder.embeddings import table_sizes
-from dpbert_jax.encoder.operations import ACTIVATIONS, DropoutKeys, Params, dropout, flat_product
+from dpbert_jax.encoder.operations import (
+    ACTIVATIONS,
+    DropoutKeys,
+    Params,
+    dropout,
+    flat_product,
+    layer_norm,
+)
 
 
 class Declared(nn.Module):
@@ -91,27 +99,37 @@ class Layer(nn.Module):
             features, dtype=self.dtype, kernel_init=init, dot_general=flat_product, name=name
         )
 
-    def layer_norm(self, name: str) -> nn.LayerNorm:
-        # Statistics are always float32 (Linen promotes); the textbook variance, since E[x^2]-E[x]^2
-        # loses the digits that 1e-5 parity needs.
-        return nn.LayerNorm(
-            epsilon=self.config.layer_norm_eps,
-            dtype=self.dtype,
-            use_fast_variance=False,
-            name=name,
-        )
-
     @nn.compact
     def __call__(
         self,
         hidden_states: Float[Array, "B S D"],
         bias: Float[Array, "B #H #S S"],
         dropout_keys: DropoutKeys = None,
+        adapters: Params | None = None,
+        slots: Slots | None = None,
     ) -> Float[Array, "B S D"]:
+        """With `adapters` (`adapters.layer_shapes`), those of each row's slot are added."""
         config = self.config
+
+        def product(features: int, name: str, inputs: Array) -> Array:
+            output = self.dense(features, name)(inputs)
+            if slots is None or adapters is None or name not in adapters:
+                return output
+            return output + low_rank(adapters[name], inputs, slots)
+
+        def normalise(name: str, inputs: Array) -> Array:
+            width = (config.hidden_size,)
+            params = Declared({"scale": width, "bias": width}, name=name)()
+            if slots is not None and adapters is not None:
+                params = {
+                    key: value[None] + own_values(adapters[name][key], slots)
+                    for key, value in params.items()
+                }
+            return layer_norm(params, inputs, config.layer_norm_eps, self.dtype)
+
         heads = (*hidden_states.shape[:2], config.num_attention_heads, config.head_size)
         query, key, value = (
-            self.dense(config.hidden_size, name)(hidden_states).reshape(heads)  # [B, S, H, K]
+            product(config.hidden_size, name, hidden_states).reshape(heads)  # [B, S, H, K]
             for name in ("query", "key", "value")
         )
         scores = jnp.einsum("bqhk,bshk->bhqs", query, key) * config.head_size**-0.5
@@ -119,15 +137,15 @@ class Layer(nn.Module):
         probs = nn.softmax(scores.astype(jnp.float32) + bias).astype(self.dtype)  # [B, H, S, S]
         probs = dropout(probs, config.attention_probs_dropout_prob, dropout_keys, site=0)
         context = jnp.einsum("bhqs,bshk->bqhk", probs, value).reshape(hidden_states.shape)
-        attended = self.dense(config.hidden_size, "attention_output")(context)
+        attended = product(config.hidden_size, "attention_output", context)
         attended = dropout(attended, config.hidden_dropout_prob, dropout_keys, site=1)
-        hidden_states = self.layer_norm("attention_layer_norm")(hidden_states + attended)
+        hidden_states = normalise("attention_layer_norm", hidden_states + attended)
 
-        expanded = self.dense(config.intermediate_size, "intermediate")(hidden_states)
+        expanded = product(config.intermediate_size, "intermediate", hidden_states)
         expanded = ACTIVATIONS[config.hidden_act](expanded)  # [B, S, F]
-        output = self.dense(config.hidden_size, "output")(expanded)
+        output = product(config.hidden_size, "output", expanded)
         output = dropout(output, config.hidden_dropout_prob, dropout_keys, site=2)
-        return self.layer_norm("output_layer_norm")(hidden_states + output)
+        return normalise("output_layer_norm", hidden_states + output)
 
 
 def masked_layers(
@@ -136,6 +154,8 @@ def masked_layers(
     bias: Float[Array, "B #H #S S"],
     layer_mask: Float[Array, "B N"],
     dropout_keys: Sequence[DropoutKeys],
+    adapters: Sequence[Params] | None = None,
+    slots: Slots | None = None,
 ) -> list[Float[Array, "B S D"]]:
     """Runs all N layers and mixes: h = m * layer(h) + (1 - m) * h.
 
@@ -145,7 +165,8 @@ def masked_layers(
     states = []
     for i, layer in enumerate(layers):
         gate = layer_mask[:, i, None, None].astype(hidden_states.dtype)
-        output = layer(hidden_states, bias, dropout_keys[i])
+        own = (adapters[i], slots) if adapters else ()
+        output = layer(hidden_states, bias, dropout_keys[i], *own)
         hidden_states = gate * output + (1 - gate) * hidden_states
         states.append(hidden_states)
     return states

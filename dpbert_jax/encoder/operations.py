@@ -71,13 +71,18 @@ def dense(
 def layer_norm(
     params: Params, inputs: Float[Array, "*axes D"], epsilon: float, dtype: DTypeLike
 ) -> Float[Array, "*axes D"]:
-    """Over the last axis; statistics in float32, as E[x^2] - E[x]^2 would lose digits."""
+    """Over the last axis; statistics in float32, as E[x^2] - E[x]^2 would lose digits.
+
+    Scale and bias may be each row's own, [B, D].
+    """
     # Step by step as Linen's LayerNorm, which the layers have: gradients are the same to the bit.
     wide = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
     mean = wide.mean(axis=-1)
     variance = jax.lax.square(wide - jnp.expand_dims(mean, -1)).mean(axis=-1)
-    leading = (1,) * (inputs.ndim - 1) + (-1,)
+    own_scale, shift = (jnp.asarray(params[name]) for name in ("scale", "bias"))
+    rows = own_scale.shape[0] if own_scale.ndim > 1 else 1
+    leading = (rows, *(1,) * (inputs.ndim - 2), -1)
     scale = jax.lax.rsqrt(jnp.expand_dims(variance, -1) + epsilon)
-    scale = scale * jnp.asarray(params["scale"]).reshape(leading)
+    scale = scale * own_scale.reshape(leading)
     centred = inputs - jnp.expand_dims(mean, -1)
-    return (centred * scale + jnp.asarray(params["bias"]).reshape(leading)).astype(dtype)
+    return (centred * scale + shift.reshape(leading)).astype(dtype)

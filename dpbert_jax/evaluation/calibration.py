@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from dpbert_jax.config import Calibration, DPBertConfig
 from dpbert_jax.data import INPUTS, TokenizedSplit, batches
 from dpbert_jax.errors import UserError
-from dpbert_jax.policies.cost import planner_share
+from dpbert_jax.policies.cost import plan_cost
 from dpbert_jax.policies.dpbert import DPBert, Params
 
 GRID_STEP = 0.025
@@ -51,7 +52,7 @@ def calibrate(
         states = apply(batch["input_ids"], mask, batch["token_type_ids"], method="stem")
         return apply(states, mask, method="look")
 
-    logits = []
+    logits, lengths = [], []
     pad = config.encoder.pad_token_id
     made = batches(
         split, batch_size, max_seq_length, pad_token_id=pad, length_buckets=length_buckets
@@ -60,29 +61,42 @@ def calibrate(
         real = batch["weights"] > 0
         tokens = {k: batch[k] for k in INPUTS}
         logits.append(np.asarray(plan(params, tokens))[real])
+        lengths.append(batch["attention_mask"].sum(axis=1)[real])
     if not np.isfinite(np.concatenate(logits)).all():
         raise UserError(
             "The planner computes NaN or infinity for some of these inputs: there is no threshold "
             "among such. Look for them in the model's weights."
         )
     # What a row's largest logits buy, no threshold takes away: it decides on the others.
-    fixed = config.stem_layers + config.min_gates
     descending = -np.sort(-np.concatenate(logits), axis=1)  # [N, P]
     decided = descending[:, config.min_gates :].ravel()
+    # In layers: what each further gate of each row costs, and what is paid before.
+    numbers = np.arange(config.min_gates, config.num_gates + 1)
+    plans = np.arange(config.num_gates) < numbers[:, None]  # one of each depth
+    tiled = np.tile(plans.astype(np.float32), (len(descending), 1))
+    each = plan_cost(config, tiled, np.repeat(np.concatenate(lengths), len(numbers)))
+    every = np.asarray(each, np.float64).reshape(len(descending), -1)
+    every = every * config.encoder.num_hidden_layers
     grid = budget_grid(config.planner.min_budget)
-    planner = np.mean(planner_share(config, split.lengths))
-    gates = (grid - planner) * config.encoder.num_hidden_layers - fixed
+    wanted = grid * config.encoder.num_hidden_layers * len(descending) - every[:, 0].sum()
+    steps = np.diff(every, axis=1).ravel()
     lowest = -config.planner.logit_bound
-    shares_run = gates * len(descending) / len(decided)
-    thresholds = [max(threshold_for(decided, share), lowest) for share in shares_run]
+    thresholds = [max(threshold_for(decided, total, steps), lowest) for total in wanted]
     thresholds[-1] = lowest  # budget 1: every gate, on any input
     return Calibration(tuple(map(float, grid)), tuple(thresholds), inputs)
 
 
-def threshold_for(gate_logits: np.ndarray, share: float) -> float:
-    """The value that `share` of the logits reach: midway between the last in and the first out."""
-    descending = np.sort(gate_logits)[::-1].astype(np.float64)
-    count = min(max(round(share * len(descending)), 0), len(descending))
+def threshold_for(
+    gate_logits: Float[np.ndarray, " G"], wanted: float, costs: Float[np.ndarray, " G"]
+) -> float:
+    """The value at which the gates that reach it cost nearest to what is wanted.
+
+    Midway between the last logit in and the first one out.
+    """
+    order = np.argsort(-gate_logits, kind="stable")
+    descending = gate_logits[order].astype(np.float64)
+    paid = np.concatenate([[0.0], np.cumsum(costs[order], dtype=np.float64)])
+    count = int(np.abs(paid - wanted).argmin())
     if count == 0:
         return float(descending[0] + 1)
     if count == len(descending):

@@ -6,6 +6,7 @@ from onnx import TensorProto
 from dpbert_jax.config import EncoderConfig
 from dpbert_jax.encoder.attention import FARTHEST, distance_buckets
 from dpbert_jax.encoder.operations import Params
+from dpbert_jax.export.onnx_adapters import Own
 from dpbert_jax.export.onnx_graph import Graph
 
 IDS = "input_ids"
@@ -73,13 +74,29 @@ def write_relative_bias(graph: Graph, config: EncoderConfig, params: Params) -> 
     return graph.add("Unsqueeze", graph.add("Transpose", bias, perm=[2, 0, 1]), first)
 
 
-def write_head(graph: Graph, config: EncoderConfig, params: Params, states: str) -> None:
-    """`logits`, from the first token's state."""
+def write_head(
+    graph: Graph, config: EncoderConfig, params: Params, states: str, own: Own | None = None
+) -> None:
+    """`logits`, from the first token's state; `own` are adapters, where there are any."""
     first = graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1)
     pooled = graph.gemm(first, "pooler", params["pooler"])
+    axis = graph.constant("axis_1", [1], np.int64)
+    if own:
+        pooled = graph.add("Add", pooled, own.value(graph, "pooler", "bias"))
+        if own.has("pooler"):
+            tokens = graph.add("Unsqueeze", first, axis)
+            added = own.low_rank(graph, "pooler", tokens)
+            pooled = graph.add("Add", pooled, graph.add("Squeeze", added, axis))
     if config.family.head_activation == "gelu":
         pooled = graph.gelu(pooled)
     else:
         kinds = {"tanh": "Tanh", "relu": "Relu"}
         pooled = graph.add(kinds[config.family.head_activation], pooled)
-    graph.gemm(pooled, "classifier", params["classifier"], output="logits")
+    if own is None:
+        graph.gemm(pooled, "classifier", params["classifier"], output="logits")
+        return
+    shared = graph.gemm(pooled, "classifier", params["classifier"])
+    kernel = own.value(graph, "classifier", "kernel")  # [B, D, C]
+    added = graph.add("MatMul", graph.add("Unsqueeze", pooled, axis), kernel)
+    total = graph.add("Add", shared, graph.add("Squeeze", added, axis))
+    graph.add("Add", total, own.value(graph, "classifier", "bias"), output="logits")

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.attention import RELATIVE
 from dpbert_jax.encoder.operations import Params
+from dpbert_jax.export.onnx_adapters import Own, all_without, where, write_slots
 from dpbert_jax.export.onnx_graph import MICROSOFT, Graph
 from dpbert_jax.export.onnx_parts import write_embeddings, write_head, write_relative_bias
 from dpbert_jax.export.onnx_planner import write_planner
@@ -58,6 +59,7 @@ def planned_onnx(
         states = _layer(graph, encoder, params[f"layer_{i}"], f"layer_{i}", states, mask, relative)
     write_planner(graph, config, params["planner"], states)
     needed = write_rule(graph, config, plan_rule)
+    slots = write_slots(graph, config, needed) if config.adapters else ""
     for gate in range(config.num_gates):
         i = config.stem_layers + gate
         rows = graph.add("Gather", needed, graph.constant(f"gate_{gate}", gate, np.int64), axis=1)
@@ -69,8 +71,12 @@ def planned_onnx(
             relative=relative,
             int8=int8,
         )
+        if config.adapters:
+            own = Own(f"layer_{i}", params["adapters"][f"layer_{i}"], slots)
+            layer = _with_adapters(config, layer, own, rows)
         states = _where_needed(graph, layer, f"layer_{i}", states, mask, rows, encoder.hidden_size)
-    write_head(graph, encoder, params["head"], states)
+    own = Own("head", params["adapters"]["head"], slots) if config.adapters else None
+    write_head(graph, encoder, params["head"], states, own)
     _layer_mask(graph, config, needed)
 
     def described(name: str, kind: int, *shape: str | int) -> Any:
@@ -98,11 +104,16 @@ def _layer(
     mask: str,
     relative: str,
     int8: bool = False,
+    own: Own | None = None,
 ) -> str:
     multiply = int8_product if int8 else _product
 
     def product(inputs: str, part: str) -> str:
-        return multiply(graph, inputs, f"{name}.{part}", np.asarray(params[part]["kernel"]))
+        kernel = np.asarray(params[part]["kernel"])
+        output = multiply(graph, inputs, f"{name}.{part}", kernel)
+        if own is None or not own.has(part):
+            return output
+        return graph.add("Add", output, own.low_rank(graph, part, inputs))
 
     def bias(part: str) -> str:
         return graph.constant(f"{name}.{part}.bias", params[part]["bias"])
@@ -110,10 +121,14 @@ def _layer(
     def joined(inputs: str, states: str, part: str, norm: str) -> str:
         """LayerNorm of a product's output, its bias and the residual."""
         total = graph.add("Add", graph.add("Add", product(inputs, part), bias(part)), states)
-        return _layer_norm(graph, config, params[norm], f"{name}.{norm}", total)
+        return _layer_norm(graph, config, params[norm], f"{name}.{norm}", total, own, norm)
 
-    attend = _int8_attention if int8 else _attention
-    context = attend(graph, config, params, name, states, mask, relative)
+    if int8 or (own and own.has("query")):
+        context = _split_attention(
+            graph, config, params, name, states, mask, relative, multiply, own
+        )
+    else:
+        context = _attention(graph, config, params, name, states, mask, relative)
     states = joined(context, states, "attention_output", "attention_layer_norm")
     wide = product(states, "intermediate")
     if config.hidden_act == "relu":
@@ -151,7 +166,7 @@ def _attention(
     return graph.add("Attention", states, kernel, bias, mask, "", relative, **options)
 
 
-def _int8_attention(
+def _split_attention(
     graph: Graph,
     config: EncoderConfig,
     params: Params,
@@ -159,12 +174,18 @@ def _int8_attention(
     states: str,
     mask: str,
     relative: str,
+    multiply: Callable[..., str],
+    own: Own | None,
 ) -> str:
-    """The same with an int8 product before it; scores and their product with values are float."""
+    """The same with a product of another kind before it; scores and values' product are float."""
     kernel, bias = _query_key_value(graph, params, name)
-    product = int8_product(graph, states, f"{name}.qkv", kernel)
+    product = multiply(graph, states, f"{name}.qkv", kernel)
     options = _attention_options(config)
     parts = graph.split(product, 3)
+    if own and own.has("query"):
+        names = ("query", "key", "value")
+        added = [own.low_rank(graph, part, states) for part in names]
+        parts = [graph.add("Add", *pair) for pair in zip(parts, added, strict=True)]
     return graph.add("MultiHeadAttention", *parts, bias, mask, relative, **options)
 
 
@@ -176,7 +197,15 @@ def _attention_options(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def _layer_norm(graph: Graph, config: EncoderConfig, params: Params, name: str, inputs: str) -> str:
+def _layer_norm(
+    graph: Graph,
+    config: EncoderConfig,
+    params: Params,
+    name: str,
+    inputs: str,
+    own: Own | None,
+    part: str,
+) -> str:
     """LayerNorm over the features, in operators that onnxruntime does not fuse.
 
     Its fused kernels go through a row element by element: at 128 tokens of 384 features they took
@@ -187,8 +216,31 @@ def _layer_norm(graph: Graph, config: EncoderConfig, params: Params, name: str, 
     epsilon = graph.constant("layer_norm_eps", config.layer_norm_eps)
     deviation = graph.add("Sqrt", graph.add("Add", variance, epsilon))
     normal = graph.add("Mul", centred, graph.add("Reciprocal", deviation))
-    scaled = graph.add("Mul", normal, graph.constant(f"{name}.scale", params["scale"]))
-    return graph.add("Add", scaled, graph.constant(f"{name}.bias", params["bias"]))
+    scale = graph.constant(f"{name}.scale", params["scale"])
+    shift = graph.constant(f"{name}.bias", params["bias"])
+    if own:
+        scale = own.added(graph, scale, part, "scale")
+        shift = own.added(graph, shift, part, "bias")
+    return graph.add("Add", graph.add("Mul", normal, scale), shift)
+
+
+def _with_adapters(
+    config: DPBertConfig, layer: Callable[..., str], own: Own, rows: str
+) -> Callable[..., str]:
+    """The layer that adds each row's adapters, and none at all where no row has any."""
+
+    def run(graph: Graph, states: str, mask: str) -> str:
+        picked = own._replace(slots=graph.add("Compress", own.slots, rows, axis=0))
+        return where(
+            graph,
+            all_without(graph, config, picked.slots),
+            f"{own.name}.adapted",
+            ["rows", "sequence", config.encoder.hidden_size],
+            lambda inside: layer(inside, states=states, mask=mask),
+            lambda inside: layer(inside, states=states, mask=mask, own=picked),
+        )
+
+    return run
 
 
 def _where_needed(

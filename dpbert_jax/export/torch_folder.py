@@ -7,6 +7,7 @@ from typing import Any
 from dpbert_jax.config import DPBertConfig, to_hf_dict
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.hub.folders import save_folder
+from dpbert_jax.hub.keys import NAMES
 from dpbert_jax.integrity import update_sums, write_whole
 
 REMOTE = Path(__file__).parent / "remote"
@@ -42,6 +43,10 @@ def save_torch_code(folder: Path, config: DPBertConfig) -> None:
         "architectures": ["DPBertForSequenceClassification"],
         "auto_map": AUTO_MAP,
     }
+    if config.adapters:
+        names = NAMES[config.encoder.model_type]
+        head = {"pooler": names.pooler, "classifier": names.classifier}
+        values["dpbert"]["modules"] = {"layer": dict(names.layer), "head": head}
     text = json.dumps(values, indent=2, sort_keys=True)
     write_whole(folder / "config.json", text + "\n")
     update_sums(folder, ["config.json", *CODE])

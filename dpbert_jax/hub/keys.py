@@ -13,6 +13,7 @@ from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.attention import RELATIVE
 from dpbert_jax.encoder.embeddings import table_sizes
 from dpbert_jax.encoder.operations import Params
+from dpbert_jax.policies.adapted import adapter_shapes
 from dpbert_jax.policies.planner import planner_products
 
 
@@ -93,7 +94,7 @@ class Entry(NamedTuple):
     @property
     def transposed(self) -> bool:
         """Theirs are [out, in] matrices."""
-        return self.path[-1] == "kernel"
+        return self.path[-1] == "kernel" and self.path[0] != "adapters"
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         # A contiguous copy, so that nothing downstream sees a strided view.
@@ -145,6 +146,20 @@ def _layer(config: EncoderConfig, names: Names, i: int) -> list[Entry]:
     return table
 
 
+def _adapters(config: DPBertConfig) -> list[Entry]:
+    if config.adapters is None:
+        return []
+    return [
+        Entry(".".join(("adapters", *path)), ("adapters", *path), shape)
+        for part, shapes in adapter_shapes(config).items()
+        for path, shape in (
+            ((part, name, leaf), shape)
+            for name, leaves in shapes.items()
+            for leaf, shape in leaves.items()
+        )
+    ]
+
+
 def key_table(config: DPBertConfig) -> list[Entry]:
     """One entry for each parameter of a model with this config."""
     encoder = config.encoder
@@ -157,6 +172,7 @@ def key_table(config: DPBertConfig) -> list[Entry]:
     table += [e for i in range(encoder.num_hidden_layers) for e in _layer(encoder, names, i)]
     table += _dense(names.pooler, hidden, hidden, "head", "pooler")
     table += _dense(names.classifier, hidden, encoder.num_labels, "head", "classifier")
+    table += _adapters(config)
     for name, product in planner_products(config).items():
         table += _dense(f"planner.{name}", product.inputs, product.outputs, "planner", name)
     return table
@@ -199,7 +215,7 @@ def canonical_hf_key(key: str, config: EncoderConfig) -> str | None:
 
 def of_encoder(key: str, config: EncoderConfig) -> bool:
     """Whether a tensor's name is one of the encoder or the planner, and of no other head."""
-    return key.startswith((f"{NAMES[config.model_type].prefix}.", "planner."))
+    return key.startswith((f"{NAMES[config.model_type].prefix}.", "planner.", "adapters."))
 
 
 # What one line of a list stands for: a layer, a part of the encoder, or all of another head.

@@ -210,11 +210,11 @@ def make_executor(
             packed = Packed(config, policy, weights, dtype, tokens)
             return Executor(name, config, policy, packed, packs=True)
 
-        def encode(encoder: Any, layers: Any, states: Any, bias: Any, gates: Any) -> Any:
+        def encode(encoder: Any, layers: Any, states: Any, *about: Any) -> Any:
             if name == "cond":
-                return encode_cond(encoder, layers, states, bias, gates)
+                return encode_cond(encoder, layers, states, *about)
             rows = chunk_size or default_chunk_size(platform, states.shape[2])
-            return encode_chunked(encoder, layers, states, bias, gates, chunk_size=rows)
+            return encode_chunked(encoder, layers, states, *about, chunk_size=rows)
 
         program = jax.jit(partial(forward, config, policy, dtype, encode))
 

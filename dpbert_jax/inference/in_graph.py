@@ -5,6 +5,7 @@ needs; `chunked` runs a layer on chunks of only those rows that need it.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.attention import score_bias
 from dpbert_jax.encoder.embeddings import embed
-from dpbert_jax.encoder.inference_layer import LayerWeights, run_layer
+from dpbert_jax.encoder.inference_layer import LayerAdapters, LayerWeights, run_layer
 from dpbert_jax.inference.path import DPBertOutput, Weights, stem_of, walk
 from dpbert_jax.policies.protocol import Policy
 from dpbert_jax.policies.rule import Rule
@@ -31,24 +32,34 @@ def encode_cond(
     states: Float[Array, "D B S"],
     bias: Float[Array, "B #H #S S"],
     gates: Float[Array, "B P"],
+    adapters: Sequence[LayerAdapters] = (),
+    slots: Int[Array, " B"] | None = None,
 ) -> Float[Array, "D B S"]:
     """One `lax.cond` a layer: it runs if any row needs it, and rows that do not keep their state.
 
     At batch 1 that is skipping per input.
     """
 
-    def run(states: Array, weights: LayerWeights, gate: Array) -> Array:
-        output = run_layer(config, weights, states, bias)
+    def run(states: Array, weights: LayerWeights, gate: Array, *of_depths: LayerAdapters) -> Array:
+        output = run_layer(config, weights, states, bias, *_picked(of_depths, slots))
         # A single row that got here needs the layer: nothing to select.
         return output if gate.shape[0] == 1 else jnp.where(gate[None, :, None] > 0, output, states)
 
-    def skip(states: Array, weights: LayerWeights, gate: Array) -> Array:
+    def skip(states: Array, *_: Any) -> Array:
         return states
 
     for i, weights in enumerate(layers):
         gate = gates[:, i]
-        states = jax.lax.cond((gate > 0).any(), run, skip, states, weights, gate)
+        about = (states, weights, gate, *adapters[i : i + 1])
+        states = jax.lax.cond((gate > 0).any(), run, skip, *about)
     return states
+
+
+def _picked(
+    of_depths: Sequence[LayerAdapters], slots: Int[Array, " B"] | None
+) -> list[LayerAdapters]:
+    """Each row's adapters, of those of every depth."""
+    return [jax.tree.map(lambda array: array[slots], adapters) for adapters in of_depths]
 
 
 def encode_chunked(
@@ -57,6 +68,8 @@ def encode_chunked(
     states: Float[Array, "D B S"],
     bias: Float[Array, "B #H #S S"],
     gates: Float[Array, "B P"],
+    adapters: Sequence[LayerAdapters] = (),
+    slots: Int[Array, " B"] | None = None,
     *,
     chunk_size: int,
 ) -> Float[Array, "D B S"]:
@@ -79,10 +92,12 @@ def encode_chunked(
             weights: LayerWeights = weights,
             order: Array = order,
             count: Array = count,
+            of_depths: Sequence[LayerAdapters] = adapters[i : i + 1],
         ) -> Array:
             start = n * chunk_size
             picked = jax.lax.dynamic_slice(order, (start,), (chunk_size,))
-            output = run_layer(config, weights, states[:, picked], bias[picked])
+            own = _picked(of_depths, None if slots is None else slots[picked])
+            output = run_layer(config, weights, states[:, picked], bias[picked], *own)
             spare = start + jnp.arange(chunk_size) >= count
             # No row has the number `rows`: what is sent there is dropped.
             return states.at[:, jnp.where(spare, rows, picked)].set(output, mode="drop")
@@ -112,7 +127,17 @@ def forward(
         states = run_layer(encoder, layer, states, bias)
 
     def run(first: int, last: int, states: Array, gates: Array) -> Array:
-        return encode(encoder, weights.layers[first:last], states, bias, gates)
+        layers, slots = weights.layers[first:last], policy.slots
+        if slots is None:
+            return encode(encoder, layers, states, bias, gates)
+        own, none = slots(gates), len(weights.adapters[0].output_scale) - 1
+        # Where every plan has all layers no adapter is touched: that path is as fast as without.
+        return jax.lax.cond(
+            (own == none).all(),
+            lambda states: encode(encoder, layers, states, bias, gates),
+            lambda states: encode(encoder, layers, states, bias, gates, weights.adapters, own),
+            states,
+        )
 
     states, layer_mask, carry = walk(
         config,

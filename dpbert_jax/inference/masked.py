@@ -31,13 +31,15 @@ def forward_masked(
     bias = score_bias(encoder, params.get(RELATIVE, {}), attention_mask)
     module: Any = Layer(encoder, dtype)
 
-    def layer(i: int, states: Array) -> Array:
-        return module.apply({"params": params[f"layer_{i}"]}, states, bias)
+    def layer(i: int, states: Array, *own: Any) -> Array:
+        return module.apply({"params": params[f"layer_{i}"]}, states, bias, None, *own)
 
     def run(first: int, last: int, states: Array, gates: Array) -> Array:
+        slots = policy.slots(gates) if policy.slots else None
         for i in range(first, last):
             gate = gates[:, i - first, None, None].astype(states.dtype)
-            states = gate * layer(i, states) + (1 - gate) * states
+            own = () if slots is None else (params["adapters"][f"layer_{i}"], slots)
+            states = gate * layer(i, states, *own) + (1 - gate) * states
         return states
 
     states = embed(encoder, params["embeddings"], input_ids, token_type_ids, dtype)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.attention import relative_bias
 from dpbert_jax.encoder.embeddings import embed, positions_of
-from dpbert_jax.encoder.inference_layer import LayerWeights, run_layer
+from dpbert_jax.encoder.inference_layer import LayerAdapters, LayerWeights, run_layer
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.inference.path import DPBertOutput, Weights, segments, stem_of
 from dpbert_jax.inference.tiles import Tiles, make_tiles, split_tiles, tile_width
@@ -38,11 +38,15 @@ def run_tiles(
     tokens: Int[Array, "N W"],
     rows: Int[Array, "N W"],
     relative: Params,
+    *of_depths: Any,
 ) -> Float[Array, "T D"]:
     """One layer on the tokens of some tiles; all other tokens keep their state.
 
     A token attends to the tokens of its own row, which lie side by side: so a bias by distance is
     that of the places in the tile.
+
+    `of_depths` are the layer's adapters of every depth, and the slot [1] of all these rows' plans,
+    where they have any.
     """
     tiles = states.at[tokens].get(mode="fill", fill_value=0)  # [N, W, D]
     alien = rows[:, None, :, None] != rows[:, None, None, :]
@@ -50,7 +54,8 @@ def run_tiles(
     if config.family.relative_attention:
         own = relative_bias(config, relative, tokens.shape[1])
     bias = jnp.where(alien, jnp.finfo(jnp.float32).min, own)  # [N, 1 or H, W, W]
-    output = run_layer(config, weights, tiles.transpose(2, 0, 1), bias)
+    own = [jax.tree.map(lambda array: array[of_depths[1]], of_depths[0])] if of_depths else []
+    output = run_layer(config, weights, tiles.transpose(2, 0, 1), bias, *own)
     # The position of an empty slot is out of range: its output is dropped.
     return states.at[tokens].set(output.transpose(1, 2, 0), mode="drop")
 
@@ -112,15 +117,14 @@ class Packed:
         for layer in weights.layers[:stem]:
             states = self._run(layer, states, every)
         carry, plan = self._begin(len(mask)), [np.ones((len(mask), stem), np.float32)]
-        for look, first, last, columns in segments(self._config, self._policy):
+        for look, first, _, columns in segments(self._config, self._policy):
             about = (mask, rule, forced[:, columns], carry)
             decided, carry = self._look(look, weights.policy, states, *about)
             gates = np.asarray(decided)  # here the host waits for the device
             plan.append(gates)
-            for layer, gate in zip(weights.layers[first:last], gates.T, strict=True):
-                rows = np.flatnonzero(gate > 0)
-                if len(rows):
-                    states = self._run(layer, states, tiles.of(rows))
+            slots = self._policy.slots(gates) if self._policy.slots else None
+            for i, gate in enumerate(gates.T):
+                states = self._run_planned(first - stem + i, states, gate, slots, tiles)
         answer = self._finish(len(mask), weights.policy, weights.head, states, carry)
         logits, gate_logits = answer
         return DPBertOutput(logits, jnp.asarray(np.concatenate(plan, axis=1)), gate_logits)
@@ -137,10 +141,37 @@ class Packed:
             states = self._embed(self._weights.embeddings, states, *inputs)
         return states
 
-    def _run(self, layer: LayerWeights, states: Array, tiles: Tiles) -> Array:
+    def _run_planned(
+        self,
+        number: int,
+        states: Array,
+        gate: np.ndarray,
+        slots: np.ndarray | None,
+        tiles: "TilesByRows",
+    ) -> Array:
+        """A planned layer, counted from 0, on the rows that need it, those of a depth together."""
+        layer = self._weights.layers[stem_of(self._config, self._policy) + number]
+        needed = gate > 0
+        if slots is not None:
+            adapters = self._weights.adapters[number]
+            adapted = needed & (slots < len(adapters.output_scale) - 1)
+            for slot in np.unique(slots[adapted]):
+                made = tiles.of(np.flatnonzero(adapted & (slots == slot)))
+                states = self._run(layer, states, made, adapters, np.full(1, slot, np.int32))
+            needed &= ~adapted
+        rows = np.flatnonzero(needed)
+        return self._run(layer, states, tiles.of(rows)) if len(rows) else states
+
+    def _run(
+        self,
+        layer: LayerWeights,
+        states: Array,
+        tiles: Tiles,
+        *of_depths: LayerAdapters | np.ndarray,
+    ) -> Array:
         for p in self._pieces(tiles):
             tile = (tiles.tokens[p], tiles.rows[p])
-            states = self._layer(layer, states, *tile, self._weights.relative)
+            states = self._layer(layer, states, *tile, self._weights.relative, *of_depths)
         return states
 
     def _pieces(self, tiles: Tiles) -> Iterator[slice]:
@@ -161,7 +192,11 @@ class Packed:
             nothing = np.full((size, width), mask.size, np.int32)
             zeros = np.zeros_like(nothing)
             states = self._embed(weights.embeddings, states, nothing, zeros, zeros, zeros)
-            states = self._layer(weights.layers[0], states, nothing, zeros - 1, weights.relative)
+            about = (nothing, zeros - 1, weights.relative)
+            states = self._layer(weights.layers[0], states, *about)
+            if self._policy.slots:
+                own = (weights.adapters[0], np.zeros(1, np.int32))
+                states = self._layer(weights.layers[0], states, *about, *own)
             size //= 2
 
 

@@ -10,7 +10,12 @@ from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.attention import RELATIVE
-from dpbert_jax.encoder.inference_layer import LayerWeights, prepare_layer
+from dpbert_jax.encoder.inference_layer import (
+    LayerAdapters,
+    LayerWeights,
+    prepare_adapters,
+    prepare_layer,
+)
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.policies.protocol import Carry, Policy
 from dpbert_jax.policies.rule import Rule
@@ -32,6 +37,7 @@ class Weights(NamedTuple):
     layers: tuple[LayerWeights, ...]  # all L, stem first
     policy: Params
     head: Params  # empty where the policy has the last word
+    adapters: tuple[LayerAdapters, ...] = ()  # of the planned layers, where the model has any
 
 
 def prepare(config: DPBertConfig, policy: Policy, params: Params, dtype: DTypeLike) -> Weights:
@@ -44,6 +50,12 @@ def prepare(config: DPBertConfig, policy: Policy, params: Params, dtype: DTypeLi
             tuple(prepare_layer(config.encoder, params[f"layer_{i}"], dtype) for i in layers),
             policy.weights(params),
             params.get("head", {}),
+            tuple(
+                prepare_adapters(config.encoder, params["adapters"][f"layer_{i}"], dtype)
+                for i in layers[config.stem_layers :]
+            )
+            if policy.slots
+            else (),
         )
     )
 

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.flops import Length, layer_flops
+from dpbert_jax.policies.adapted import adapter_share
 from dpbert_jax.policies.planner import planner_flops
 
 
@@ -23,5 +24,10 @@ def plan_cost(
     Takes gates, not the whole mask, so that a relaxed gate's gradient flows through; works on
     numpy arrays too.
     """
-    run = config.stem_layers + jnp.sum(gates, axis=-1)
-    return run / config.encoder.num_hidden_layers + planner_share(config, sequence_length)
+    planned = jnp.sum(gates, axis=-1)
+    layers = config.encoder.num_hidden_layers
+    run = config.stem_layers + planned
+    cost = run / layers + planner_share(config, sequence_length)
+    if config.adapters is None:
+        return cost
+    return cost + (run < layers) * planned * adapter_share(config, sequence_length) / layers

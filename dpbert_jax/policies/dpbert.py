@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.adapters import Slots, init_adapters
 from dpbert_jax.encoder.attention import score_bias
 from dpbert_jax.encoder.embeddings import embed
 from dpbert_jax.encoder.head import classify
@@ -23,6 +24,7 @@ from dpbert_jax.encoder.modules import (
     relative_attention,
 )
 from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
+from dpbert_jax.policies.adapted import adapter_shapes, adapter_slots
 from dpbert_jax.policies.planner import gate_logits, planner_products
 
 
@@ -41,8 +43,9 @@ class DPBert(nn.Module):
     """An encoder for sequence classification or regression whose layers a planner chooses.
 
     Parameters are one subtree a part: `embeddings`, `layer_0` .. `layer_{L-1}`, `head`, and where
-    the config has them `planner` and `relative_attention_bias`. Layers are never stacked: a skipped
-    layer's weights are then never touched. With `gradient_checkpointing` the backward pass computes
+    the config has them `planner`, `adapters` (plain arrays, which methods are given as they are)
+    and `relative_attention_bias`. Layers are never stacked: a skipped layer's weights are then
+    never touched. With `gradient_checkpointing` the backward pass computes
     each layer's inside anew from its input: less memory, more time.
     """
 
@@ -98,19 +101,40 @@ class DPBert(nn.Module):
         attention_mask: Int[Array, "B S"],
         gates: Float[Array, "B P"],
         dropout_keys: DropoutKeys = None,
+        adapters: Params | None = None,
     ) -> list[Float[Array, "B S D"]]:
-        """The planned layers, all computed and mixed by the gates; the states after each."""
+        """The planned layers, all computed and mixed by the gates; the states after each.
+
+        With `adapters`, those of each plan's depth are added.
+        """
         first = self.config.stem_layers
         keys = [fold_rows(dropout_keys, 1 + i) for i in range(first, len(self.layers))]
         bias = self.score_bias(attention_mask)
-        return masked_layers(self.layers[first:], stem_states, bias, gates, keys)
+        planned = self.layers[first:]
+        if adapters is None:
+            return masked_layers(planned, stem_states, bias, gates, keys)
+        own = [adapters[f"layer_{i}"] for i in range(first, len(self.layers))]
+        slots = adapter_slots(self.config, gates)
+        return masked_layers(planned, stem_states, bias, gates, keys, own, slots)
 
     def pool(
-        self, hidden_states: Float[Array, "B S D"], dropout_keys: DropoutKeys = None
+        self,
+        hidden_states: Float[Array, "B S D"],
+        dropout_keys: DropoutKeys = None,
+        adapters: Params | None = None,
+        slots: Slots | None = None,
     ) -> tuple[Float[Array, "B D"], Float[Array, "B C"]]:
         """Pooled output and logits."""
         keys = fold_rows(dropout_keys, 1 + len(self.layers))
-        return classify(self.config.encoder, self.head(), hidden_states[:, 0], self.dtype, keys)
+        return classify(
+            self.config.encoder,
+            self.head(),
+            hidden_states[:, 0],
+            self.dtype,
+            keys,
+            adapters=adapters["head"] if adapters else None,
+            slots=slots,
+        )
 
     def __call__(
         self,
@@ -135,6 +159,8 @@ def _init(config: DPBertConfig, parts: tuple[str, ...] | None, key: Key[Array, "
     gates = jnp.ones((1, config.num_gates))
     variables: Any = DPBert(config).init(key, ids, ids, jnp.zeros_like(ids), gates)
     params = variables["params"]
+    if config.adapters:
+        params["adapters"] = init_adapters(adapter_shapes(config), jax.random.fold_in(key, 1))
     return params if parts is None else {name: params[name] for name in parts}
 
 

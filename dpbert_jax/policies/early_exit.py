@@ -49,6 +49,10 @@ class EarlyExit:
     def looks(self) -> tuple[int, ...]:
         return tuple(range(1, self.config.encoder.num_hidden_layers + 1))
 
+    @property
+    def slots(self) -> None:
+        return None  # it learns a row's depth on the way
+
     def weights(self, params: Params) -> Params:
         return {name: part for name, part in params.items() if name.startswith("exit_")}
 

@@ -1,5 +1,7 @@
 """What a policy is to executors, and which one a model's own is."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -8,8 +10,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.adapters import Slots
 from dpbert_jax.encoder.head import classify
 from dpbert_jax.encoder.operations import Params
+from dpbert_jax.policies.adapted import adapter_slots
 from dpbert_jax.policies.cost import plan_cost
 from dpbert_jax.policies.gates import choose_gates
 from dpbert_jax.policies.planner import gate_logits
@@ -32,6 +36,14 @@ class Policy(Protocol):
         """The layers before which it looks, ascending; L is after the last.
 
         Layers before the first look run for every input, all of them where there is none.
+        """
+        ...
+
+    @property
+    def slots(self) -> Callable[[Any], Any] | None:
+        """Which adapters (`encoder.adapters`) the plans of these gates use; None: it has none.
+
+        Only where it looks once: a plan's depth must be known before its layers run.
         """
         ...
 
@@ -84,12 +96,16 @@ class Planned:
     def __init__(self, config: DPBertConfig) -> None:
         self.config = config
         self.looks = (config.stem_layers,) if config.planner else ()
+        self.slots = partial(adapter_slots, config) if config.adapters else None
 
     def weights(self, params: Params) -> Params:
-        return params.get("planner", {})
+        adapters = {"head": params["adapters"]["head"]} if self.slots else {}
+        return {"planner": params.get("planner", {}), **adapters}
 
     def begin(self, rows: Size) -> Carry:
-        return jnp.zeros((rows, self.config.num_gates))
+        # Gate logits, and, where there are adapters, slots.
+        logits = jnp.zeros((rows, self.config.num_gates))
+        return (logits, jnp.zeros(rows, jnp.int32)) if self.slots else (logits,)
 
     def look(
         self,
@@ -102,8 +118,9 @@ class Planned:
         carry: Carry,
     ) -> tuple[Float[Array, "B N"], Carry]:
         # Also where a forced gate overrules it: so a forced plan costs what one of its own does.
-        logits = gate_logits(self.config, weights, states, attention_mask)
-        return choose_gates(logits, rule, forced, self.config.min_gates), logits
+        logits = gate_logits(self.config, weights["planner"], states, attention_mask)
+        gates = choose_gates(logits, rule, forced, self.config.min_gates)
+        return gates, (logits, self.slots(gates)) if self.slots else (logits,)
 
     def finish(
         self,
@@ -113,7 +130,20 @@ class Planned:
         dtype: DTypeLike,
         carry: Carry,
     ) -> tuple[Float[Array, "B C"], Float[Array, "B P"]]:
-        return classify(self.config.encoder, head, first, dtype)[1], carry
+        logits, *slots = carry
+        return self.answer(weights, head, first, dtype, *slots), logits
+
+    def answer(
+        self,
+        weights: Params,
+        head: Params,
+        first: Float[Array, "B D"],
+        dtype: DTypeLike,
+        slots: Slots | None = None,
+    ) -> Float[Array, "B C"]:
+        """Logits of plans of these slots."""
+        own: Any = {"adapters": weights["head"], "slots": slots} if self.slots else {}
+        return classify(self.config.encoder, head, first, dtype, **own)[1]
 
     def cost(
         self, layer_mask: Num[np.ndarray, "B L"], lengths: Int[np.ndarray, " B"]

@@ -122,6 +122,7 @@ def fit(
         # As the run's own backbone after the dense stage.
         learning_rate=args.student_learning_rate,
         planner_learning_rate=args.planner_learning_rate,
+        adapter_learning_rate=args.adapter_learning_rate,
         weight_decay=args.weight_decay,
         warmup_ratio=args.warmup_ratio,
         max_grad_norm=args.max_grad_norm,

@@ -20,6 +20,8 @@ POSITIVE = (
     "learning_rate",
     "distillation_learning_rate",
     "planner_learning_rate",
+    "adapter_learning_rate",
+    "num_adapter_epochs",
     "max_grad_norm",
     "num_train_epochs",
     "num_planner_epochs",
@@ -119,6 +121,13 @@ class TrainArguments:
     num_final_epochs: float | None = flag(
         None, "Epochs of stage 3, on final plans; 0: leave it out. Default: those of stage 2."
     )
+    adapter_rank: int | None = flag(
+        None,
+        "Train adapters for each depth of a plan behind stage 3: low-rank additions of this rank, "
+        "LayerNorms and heads of its own; 0: LayerNorms and heads only. Default: none.",
+    )
+    num_adapter_epochs: float = flag(3.0, "Epochs of the adapters' stage.")
+    adapter_learning_rate: float = flag(1e-3, "Peak learning rate of the adapters.")
     refit_planner: bool = flag(
         True,
         "Behind stage 2 and behind stage 3, refit the planner on how every plan answers the rows "
@@ -192,6 +201,8 @@ class TrainArguments:
             )
         if not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"--warmup_ratio is {self.warmup_ratio}, but must lie in [0, 1].")
+        if self.adapter_rank is not None and self.adapter_rank < 0:
+            raise UserError(f"--adapter_rank is {self.adapter_rank}, below 0.")
         if self.weight_decay < 0 or self.seed < 0:
             raise UserError("--weight_decay and --seed must not be negative.")
         unknown = sorted(set(self.report_to) - set(REPORTERS))

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from dpbert_jax.config import DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import AdapterConfig, DPBertConfig, PlannerConfig, read_config
 from dpbert_jax.data import TaskData
 from dpbert_jax.errors import UserError
 from dpbert_jax.policies.cost import planner_share
@@ -52,3 +52,11 @@ def planned_config(dense: DPBertConfig, args: TrainArguments) -> DPBertConfig:
             "--min_layers."
         )
     return config
+
+
+def adapted_config(planned: DPBertConfig, args: TrainArguments) -> DPBertConfig:
+    """The same with adapters, where they are asked for."""
+    if args.adapter_rank is None:
+        return planned
+    adapters = AdapterConfig(args.adapter_rank)
+    return dataclasses.replace(planned, adapters=adapters)

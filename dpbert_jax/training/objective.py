@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.operations import Params, fold_rows
+from dpbert_jax.policies.adapted import adapter_slots
 from dpbert_jax.policies.cost import planner_share
 from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.policies.gates import (
@@ -203,8 +204,10 @@ def final_forward(
     config = model.config
     gates = hard_gates(gate_logits, thresholds[:, None], config.num_gates, config.min_gates)
     gates = jax.lax.stop_gradient(gates)
-    states = apply(states, mask, gates, keys, method="encode")[-1]
-    _, logits = apply(states, keys, method="pool")
+    adapters = params.get("adapters")
+    states = apply(states, mask, gates, keys, adapters, method="encode")[-1]
+    slots = adapter_slots(config, gates)
+    _, logits = apply(states, keys, adapters, slots, method="pool")
     return Forward(logits, gates)
 
 

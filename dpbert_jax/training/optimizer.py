@@ -1,4 +1,4 @@
-"""AdamW for the backbone, Adam with its own rate for the planner, nothing for what is frozen."""
+"""AdamW for the backbone, Adam at rates of their own for planner and adapters."""
 
 from collections.abc import Collection
 from typing import Any
@@ -31,7 +31,7 @@ def planner_schedule(peak: float, num_steps: int) -> optax.Schedule:
 
 
 def parameter_groups(params: Params, frozen: Collection[str]) -> Any:
-    """Labels of the same tree shape: `decay`, `no_decay`, `planner` or `frozen`.
+    """Labels of the same tree shape: `decay`, `no_decay`, `planner`, `adapters` or `frozen`.
 
     Args:
         frozen: parts of the model, by their names at the top of the tree.
@@ -41,8 +41,8 @@ def parameter_groups(params: Params, frozen: Collection[str]) -> Any:
         names = [entry.key for entry in path]
         if names[0] in frozen:
             return "frozen"
-        if names[0] == "planner":
-            return "planner"
+        if names[0] in ("planner", "adapters"):
+            return names[0]
         return "no_decay" if names[-1] in ("bias", "scale") else "decay"
 
     return jax.tree_util.tree_map_with_path(group, params)
@@ -55,6 +55,7 @@ def make_optimizer(
     num_steps: int,
     learning_rate: float,
     planner_learning_rate: float,
+    adapter_learning_rate: float,
     weight_decay: float,
     warmup_ratio: float,
     max_grad_norm: float,
@@ -69,11 +70,18 @@ def make_optimizer(
     groups = parameter_groups(params, frozen)
     is_backbone = jax.tree.map(lambda label: label in ("decay", "no_decay"), groups)
     is_planner = jax.tree.map(lambda label: label == "planner", groups)
+    is_adapter = jax.tree.map(lambda label: label == "adapters", groups)
+    clips = [optax.masked(clip, is_backbone), optax.masked(clip, is_planner)]
+    of_adapters = {}
+    if "adapters" in params:
+        clips.append(optax.masked(clip, is_adapter))
+        rate = backbone_schedule(adapter_learning_rate, num_steps, warmup_ratio)
+        of_adapters["adapters"] = optax.adam(rate)
     return optax.chain(
-        optax.masked(clip, is_backbone),
-        optax.masked(clip, is_planner),
+        *clips,
         optax.multi_transform(
             {
+                **of_adapters,
                 "decay": optax.adamw(backbone, weight_decay=weight_decay),
                 "no_decay": optax.adamw(backbone, weight_decay=0.0),
                 "planner": optax.adam(planner_schedule(planner_learning_rate, num_steps)),

@@ -6,6 +6,7 @@ layer runs a row, instead of P 2^(P-1) one after the other (31 instead of 80 for
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,6 @@ from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import INPUTS, TokenizedSplit, batches
 from dpbert_jax.encoder.attention import score_bias
 from dpbert_jax.encoder.embeddings import embed
-from dpbert_jax.encoder.head import classify
 from dpbert_jax.encoder.inference_layer import run_layer
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.inference.path import Weights, prepare
@@ -72,18 +72,20 @@ class _Level(NamedTuple):
     """
 
     run: np.ndarray
+    slots: np.ndarray  # of the states that run it
     source: np.ndarray
 
 
-def _levels(plans: np.ndarray) -> Iterator[_Level]:
-    before = np.zeros((1, 0), plans.dtype)
-    for i in range(plans.shape[1]):
-        after = np.unique(plans[:, : i + 1], axis=0)
+def _levels(keys: np.ndarray) -> Iterator[_Level]:
+    """The layers' levels; a key is a plan's slot and its gates: one slot shares no state."""
+    before = np.unique(keys[:, :1], axis=0)
+    for i in range(1, keys.shape[1]):
+        after = np.unique(keys[:, : i + 1], axis=0)
         parent = (after[:, None, :i] == before[None]).all(axis=2).argmax(axis=1)
         runs = after[:, i] > 0
         run = np.unique(parent[runs])
         ran = len(before) + np.searchsorted(run, parent)
-        yield _Level(run, np.where(runs, ran, parent))
+        yield _Level(run, before[run, 0].astype(int), np.where(runs, ran, parent))
         before = after
 
 
@@ -106,16 +108,25 @@ def _run_tree(
     for stem in weights.layers[: config.stem_layers]:
         states = layer(stem, states, bias)
     features = planner_features(states.transpose(1, 2, 0), attention_mask)
-    states = states[None]  # [plans so far, D, B, S]
-    for level, planned in zip(_levels(plans), weights.layers[config.stem_layers :], strict=True):
-        if len(level.run):
-            ran = states[level.run].transpose(1, 0, 2, 3)  # [D, plans that run, B, S]
+    # Without adapters every plan is of one slot.
+    policy = Planned(config)
+    slots = policy.slots(plans) if policy.slots else np.zeros(len(plans), np.int32)
+    keys = np.column_stack([slots, plans])
+    states = jnp.repeat(states[None], len(np.unique(slots)), axis=0)  # [plans so far, D, B, S]
+    for i, level in enumerate(_levels(keys)):
+        parts = [states]
+        for slot in np.unique(level.slots):
+            run = level.run[level.slots == slot]
+            ran = states[run].transpose(1, 0, 2, 3)  # [D, plans that run, B, S]
             shape = ran.shape
-            ran = ran.reshape(shape[0], -1, shape[3])
-            ran = layer(planned, ran, jnp.tile(bias, (len(level.run), 1, 1, 1)))
-            states = jnp.concatenate([states, ran.reshape(shape).transpose(1, 0, 2, 3)])
-        states = states[level.source]
+            own = [jax.tree.map(itemgetter(slice(slot, slot + 1)), a) for a in weights.adapters[i:]]
+            about = (ran.reshape(shape[0], -1, shape[3]), jnp.tile(bias, (len(run), 1, 1, 1)))
+            ran = layer(weights.layers[config.stem_layers + i], *about, *own[:1])
+            parts.append(ran.reshape(shape).transpose(1, 0, 2, 3))
+        states = jnp.concatenate(parts)[level.source]
     first = states[..., 0].transpose(0, 2, 1).reshape(-1, states.shape[1])  # [K * B, D]
-    logits = classify(encoder, weights.head, first, dtype)[1].reshape(len(states), rows, -1)
-    _, order = np.unique(plans, axis=0, return_inverse=True)  # the last level is sorted
+    ordered, order = np.unique(keys, axis=0, return_inverse=True)  # the last level is sorted
+    own = jnp.repeat(ordered[:, 0].astype(int), rows)
+    logits = policy.answer(weights.policy, weights.head, first, dtype, own)
+    logits = logits.reshape(len(states), rows, -1)
     return logits[order.reshape(-1)].transpose(1, 0, 2), features

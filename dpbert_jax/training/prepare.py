@@ -11,7 +11,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.task import recorded_columns
 from dpbert_jax.hub import load_params, load_tokenizer, resolve_folder
 from dpbert_jax.training.arguments import NEVER, TrainArguments
-from dpbert_jax.training.configs import dense_config, planned_config
+from dpbert_jax.training.configs import adapted_config, dense_config, planned_config
 from dpbert_jax.training.rows import Rows, training_rows
 from dpbert_jax.training.task import columns_of, training_task
 
@@ -24,6 +24,7 @@ class Material(NamedTuple):
     rows: Rows
     dense: DPBertConfig
     planned: DPBertConfig  # the same with a planner
+    adapted: DPBertConfig  # and with adapters, where they are asked for
     params: Params  # of the pretrained model or of the teacher, without a planner
 
 
@@ -62,4 +63,5 @@ def prepare(args: TrainArguments) -> Material:
             f"This data has pairs of texts, but {source} has an embedding for the first of two "
             f"only (type_vocab_size is {types}): start from another model."
         )
-    return Material(task, tokenizer, rows, dense, planned, params)
+    adapted = adapted_config(planned, args)
+    return Material(task, tokenizer, rows, dense, planned, adapted, params)

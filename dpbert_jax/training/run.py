@@ -54,12 +54,12 @@ from dpbert_jax.training.stage import (
     PlannedStage,
     Stage,
     abstract_state,
+    loss_of,
     plan_stages,
     stage_optimizer,
     stage_seed,
 )
 from dpbert_jax.training.step import (
-    AXIS,
     Sums,
     TrainState,
     create_state,
@@ -95,6 +95,10 @@ class _Run:
     @property
     def dtype(self) -> Any:
         return compute_dtype(self.args.bf16)
+
+    def planned(self, params: Params) -> DPBertConfig:
+        """The config of parameters with a planner."""
+        return self.material.adapted if "adapters" in params else self.material.planned
 
     def model(self, config: DPBertConfig, params: Params) -> Model:
         """The parameters with all that executors need beside them."""
@@ -209,12 +213,14 @@ def _handed_over(run: _Run, index: int, params: Params) -> Params:
         # The dense model is done: it stays as the teacher.
         folder, dense = run.output.folder / TEACHER, run.material.dense
         hosts.on_main(lambda: save_folder(folder, dense, params, run.material.tokenizer))
-    if stage.needs_planner and "planner" not in params:
-        return {**params, **init_params(run.material.planned, run.args.seed, ("planner",))}
-    return params
+    config, needed = _stage_config(run.material, stage), ("planner", "adapters")
+    absent = [name for name in needed if getattr(config, name) and name not in params]
+    return {**params, **init_params(config, run.args.seed, absent)} if absent else params
 
 
 def _stage_config(material: Material, stage: Stage) -> DPBertConfig:
+    if stage.needs_adapters:
+        return material.adapted
     return material.planned if stage.needs_planner else material.dense
 
 
@@ -234,7 +240,7 @@ def _step_size(material: Material, args: TrainArguments) -> StepSize:
 
 
 def _calibrated(run: _Run, params: Params) -> DPBertConfig:
-    planned = run.material.planned
+    planned = run.planned(params)
     calibration = calibrate(
         planned,
         params,
@@ -272,7 +278,7 @@ def _train_stage(run: _Run, index: int, state: TrainState, config: DPBertConfig)
     seed = stage_seed(stage, args.seed)
     model = DPBert(config, run.dtype, args.gradient_checkpointing)
     compiled = make_train_step(
-        partial(stage.loss, model, axis_name=AXIS),
+        partial(loss_of, stage, model),
         stage_optimizer(state.params, stage, span, config, args),
         num_steps=span.num_steps,
         accumulation=args.gradient_accumulation_steps,
@@ -312,7 +318,7 @@ def _train_stage(run: _Run, index: int, state: TrainState, config: DPBertConfig)
 
 def _refitted(run: _Run, params: Params) -> Params:
     """The parameters with a planner fitted anew, on rows that nothing was trained on."""
-    held_out, planned = run.material.rows.held_out, run.material.planned
+    held_out, planned = run.material.rows.held_out, run.planned(params)
     table, losses = held_out_table(
         planned,
         params,

@@ -1,7 +1,8 @@
 """The stages of training, each a value; nothing else in training knows them by name.
 
 dense: the plain encoder, which becomes the teacher. joint: planner and backbone together. final:
-the encoder learns the hard plans of a planner that stays as it is.
+the encoder learns the hard plans of a planner that stays as it is. adapters: each depth learns what
+it has of its own, on the same hard plans.
 """
 
 import math
@@ -14,7 +15,8 @@ import jax
 import optax
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.policies.dpbert import Params, init_params
+from dpbert_jax.encoder.attention import RELATIVE
+from dpbert_jax.policies.dpbert import DPBert, Params, init_params
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import Span
 from dpbert_jax.training.objective import (
@@ -24,12 +26,19 @@ from dpbert_jax.training.objective import (
     stage_loss,
 )
 from dpbert_jax.training.optimizer import make_optimizer
-from dpbert_jax.training.step import TrainState, create_state
+from dpbert_jax.training.step import AXIS, TrainState, create_state
 
 
 def nothing(config: DPBertConfig) -> frozenset[str]:
     """A stage that trains all parameters."""
     return frozenset()
+
+
+def all_but_adapters(config: DPBertConfig) -> frozenset[str]:
+    """What all depths share."""
+    layers = (f"layer_{i}" for i in range(config.encoder.num_hidden_layers))
+    relative = (RELATIVE,) if config.encoder.family.relative_attention else ()
+    return frozenset(("planner", "embeddings", "head", *relative, *layers))
 
 
 def plan_path(config: DPBertConfig) -> frozenset[str]:
@@ -47,6 +56,7 @@ class Stage:
     epochs: Callable[[TrainArguments], float]
     learning_rate: Callable[[TrainArguments], float]  # the backbone's peak
     frozen: Callable[[DPBertConfig], frozenset[str]] = nothing  # parts that it must not move
+    needs_adapters: bool = False  # of each depth
     # Learns from the logits of the dense model. A stage that does not, makes that model: a
     # --teacher takes its place.
     needs_teacher: bool = False
@@ -84,7 +94,22 @@ FINAL = Stage(
     needs_calibration=True,
     keeps_best=True,
 )
-STAGES = (DENSE, JOINT, FINAL)  # in their order
+ADAPTERS = Stage(
+    name="adapters",
+    loss=partial(stage_loss, final_forward),
+    epochs=lambda args: 0 if args.adapter_rank is None else args.num_adapter_epochs,
+    learning_rate=lambda args: args.student_learning_rate,
+    frozen=all_but_adapters,
+    needs_adapters=True,
+    needs_teacher=True,
+    needs_planner=True,
+    needs_calibration=True,
+)
+STAGES = (DENSE, JOINT, FINAL, ADAPTERS)  # in their order
+
+
+# The seeds of the first stages lie side by side; of later ones, so that theirs stay, far off.
+FIRST_STAGES, STREAM = 3, 2**28
 
 
 class PlannedStage(NamedTuple):
@@ -110,7 +135,18 @@ def plan_stages(steps_per_epoch: int, args: TrainArguments) -> list[PlannedStage
 
 def stage_seed(stage: Stage, seed: int) -> int:
     """The seed of a stage's rows, dropout and gates: stages draw from streams of their own."""
-    return seed * len(STAGES) + STAGES.index(stage)
+    number = STAGES.index(stage)
+    return seed * FIRST_STAGES + number if number < FIRST_STAGES else number * STREAM + seed
+
+
+def loss_of(stage: Stage, model: DPBert, params: Params, *about: Any) -> Any:
+    """The stage's loss; no gradient is computed of what it must not move."""
+    frozen = stage.frozen(model.config)
+    held = {
+        name: jax.lax.stop_gradient(part) if name in frozen else part
+        for name, part in params.items()
+    }
+    return stage.loss(model, held, *about, axis_name=AXIS)
 
 
 def stage_optimizer(
@@ -123,6 +159,7 @@ def stage_optimizer(
         num_steps=span.num_steps,
         learning_rate=stage.learning_rate(args),
         planner_learning_rate=args.planner_learning_rate,
+        adapter_learning_rate=args.adapter_learning_rate,
         weight_decay=args.weight_decay,
         warmup_ratio=args.warmup_ratio,
         max_grad_norm=args.max_grad_norm,

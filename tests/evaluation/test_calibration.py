@@ -21,22 +21,34 @@ derandomized = settings(deadline=None, derandomize=True, max_examples=200)
 @given(distinct, st.floats(0, 1))
 def test_the_threshold_lets_the_share_asked_for_through(values, share):
     values = np.array(values, np.float32) / 100
-    reached = (values >= threshold_for(values, share)).mean()
+    costs = np.ones(len(values))
+    reached = (values >= threshold_for(values, share * len(values), costs)).mean()
     assert abs(reached - share) <= 0.5 / len(values) + 1e-9
+
+
+@derandomized
+@given(distinct, st.floats(0, 1), st.integers(0, 9))
+def test_gates_may_cost_more_or_less(values, share, seed):
+    values = np.array(values, np.float32) / 100
+    costs = np.random.default_rng(seed).uniform(0.1, 2, len(values))
+    wanted = share * costs.sum()
+    paid = costs[values >= threshold_for(values, wanted, costs)].sum()
+    assert abs(paid - wanted) <= costs.max() / 2 + 1e-6
 
 
 @derandomized
 @given(distinct, st.floats(-2, 2), st.floats(-2, 2))
 def test_a_larger_share_never_raises_the_threshold(values, one, other):
     values = np.array(values, np.float32)
-    low, high = sorted([one, other])
-    assert threshold_for(values, high) <= threshold_for(values, low)
+    low, high = sorted([one * len(values), other * len(values)])
+    costs = np.ones(len(values))
+    assert threshold_for(values, high, costs) <= threshold_for(values, low, costs)
 
 
 @pytest.mark.parametrize("share, through", [(-0.5, 0), (0.0, 0), (1.0, 3), (1.5, 3)])
 def test_a_share_out_of_range_is_none_or_all(share, through):
     values = np.array([0.5, -1.0, 2.0], np.float32)
-    assert (values >= threshold_for(values, share)).sum() == through
+    assert (values >= threshold_for(values, 3 * share, np.ones(3))).sum() == through
 
 
 @pytest.mark.parametrize("low", [0.3, 0.4, 0.66, 0.99])

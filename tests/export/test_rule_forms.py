@@ -115,6 +115,7 @@ def torch_form(plan_rule):
     own = SimpleNamespace(
         config=SimpleNamespace(num_hidden_layers=LAYERS, dpbert=to_hf_dict(CONFIG)["dpbert"]),
         stem_layers=CONFIG.stem_layers,
+        least=CONFIG.min_gates,
     )
     own._threshold = lambda budget: form._threshold(own, budget)
     return lambda logits, budget: form._gates(

@@ -31,8 +31,8 @@ def test_the_backbone_may_learn_at_another_rate_from_its_teacher():
         made = arguments(learning_rate=4e-5, **flags)
         return [stage.learning_rate(made) for stage in STAGES]
 
-    assert rates() == [4e-5, 4e-5, 4e-5]
-    assert rates(distillation_learning_rate=1e-5) == [4e-5, 1e-5, 1e-5]
+    assert rates() == [4e-5] * 4
+    assert rates(distillation_learning_rate=1e-5) == [4e-5, 1e-5, 1e-5, 1e-5]
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "num_train_epochs", "max_grad_norm"])

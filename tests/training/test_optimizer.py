@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.config import TINY, AdapterConfig, DPBertConfig, PlannerConfig
 from dpbert_jax.training.optimizer import (
     backbone_schedule,
     make_optimizer,
@@ -18,8 +18,10 @@ from dpbert_jax.training.optimizer import (
 )
 
 FROZEN = frozenset({"planner", "embeddings", "layer_0"})
-CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=3), PlannerConfig())
-RATE, PLANNER_RATE, DECAY, NORM = 1e-3, 1e-2, 0.1, 0.5
+CONFIG = DPBertConfig(
+    dataclasses.replace(TINY, num_hidden_layers=3), PlannerConfig(), adapters=AdapterConfig(2)
+)
+RATE, PLANNER_RATE, ADAPTER_RATE, DECAY, NORM = 1e-3, 1e-2, 3e-3, 0.1, 0.5
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,7 @@ def first_update(params, gradients, frozen=frozenset()):
         num_steps=10,
         learning_rate=RATE,
         planner_learning_rate=PLANNER_RATE,
+        adapter_learning_rate=ADAPTER_RATE,
         weight_decay=DECAY,
         warmup_ratio=0.0,
         max_grad_norm=NORM,
@@ -47,8 +50,8 @@ def test_groups(frozen, params):
     for path, group in flatten_dict(parameter_groups(params, frozen)).items():
         if path[0] in frozen:
             assert group == "frozen"
-        elif path[0] == "planner":
-            assert group == "planner"
+        elif path[0] in ("planner", "adapters"):
+            assert group == path[0]
         else:
             assert group == ("no_decay" if path[-1] in ("bias", "scale") else "decay")
 
@@ -57,15 +60,17 @@ def test_decay_shrinks_weights_only(params):
     updates, _ = first_update(params, jax.tree.map(jnp.zeros_like, params))
     flat = flatten_dict(params)
     for path, update in flatten_dict(updates).items():
-        decayed = path[0] != "planner" and path[-1] not in ("bias", "scale")
+        decayed = path[0] not in ("planner", "adapters") and path[-1] not in ("bias", "scale")
         np.testing.assert_allclose(update, -RATE * DECAY * decayed * flat[path], rtol=1e-5)
 
 
-def test_the_planner_has_a_rate_of_its_own(params):
+def test_planner_and_adapters_have_rates_of_their_own(params):
     """Adam's first step is the rate itself, whatever the gradient's size."""
     updates, _ = first_update(params, jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params))
     np.testing.assert_allclose(updates["planner"]["input"]["kernel"], -PLANNER_RATE, rtol=1e-3)
     np.testing.assert_allclose(updates["layer_0"]["query"]["bias"], -RATE, rtol=1e-3)
+    own = updates["adapters"]["layer_1"]["query"]["up"]
+    np.testing.assert_allclose(own, -ADAPTER_RATE, rtol=1e-3)
 
 
 def test_what_is_frozen_does_not_move(params):
@@ -75,15 +80,12 @@ def test_what_is_frozen_does_not_move(params):
         assert moved == (part not in FROZEN)
 
 
-@pytest.mark.parametrize("steep", ["backbone", "planner"])
+@pytest.mark.parametrize("steep", ["backbone", "planner", "adapters"])
 def test_a_steep_gradient_is_clipped_and_the_other_group_left_alone(steep, params):
-    sizes = {"backbone": 1e-4, "planner": 1e-4, steep: 10.0}
+    sizes = {"backbone": 1e-4, "planner": 1e-4, "adapters": 1e-4, steep: 10.0}
     gradients = {
         part: jax.tree.map(
-            lambda x, part=part: jnp.full_like(
-                x, sizes["planner" if part == "planner" else "backbone"]
-            ),
-            tree,
+            lambda x, part=part: jnp.full_like(x, sizes.get(part, sizes["backbone"])), tree
         )
         for part, tree in params.items()
     }
@@ -92,11 +94,12 @@ def test_a_steep_gradient_is_clipped_and_the_other_group_left_alone(steep, param
     # Adam's first moment after one step is a tenth of the gradient that reached it.
     norms = {
         group: 10 * float(optax.tree.norm(optax.tree.get(groups[group], "mu")))
-        for group in ("decay", "no_decay", "planner")
+        for group in ("decay", "no_decay", "planner", "adapters")
     }
-    found = {"planner": norms["planner"], "backbone": np.hypot(norms["decay"], norms["no_decay"])}
-    planner = gradients.pop("planner")
-    given = {"planner": planner, "backbone": gradients}
+    backbone = np.hypot(norms.pop("decay"), norms.pop("no_decay"))
+    found = {**norms, "backbone": backbone}
+    given = {group: gradients.pop(group) for group in ("planner", "adapters")}
+    given["backbone"] = gradients
     given = {group: float(optax.tree.norm(tree)) for group, tree in given.items()}
     for group, norm in found.items():
         assert norm == pytest.approx(NORM if group == steep else given[group], rel=1e-4)

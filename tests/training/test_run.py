@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub import load_run
 from dpbert_jax.integrity import read_sums, verify
+from dpbert_jax.model import Model
 from dpbert_jax.training import run
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import Span, run_span
@@ -167,6 +168,41 @@ def test_a_teacher_takes_the_place_of_the_first_stage(tiny_run, run_flags, tmp_p
     assert phases == ["joint"] * 4 + ["final"] * 4
     assert weights(tmp_path / "teacher") == weights(tiny_run / "teacher")
     assert weights(tmp_path) == weights(tiny_run)  # as if one run had done both
+
+
+def test_adapters_learn_behind_a_run_and_leave_it_as_it_was(
+    tiny_run, run_flags, tmp_path, monkeypatch
+):
+    changes = {"model_name_or_path": None, "teacher": str(tiny_run / "teacher"), "adapter_rank": 2}
+    changes |= {"num_adapter_epochs": 1.0, "adapter_learning_rate": 3e-2}
+
+    def stop(stage, done, sums):
+        if (stage, done) == ("adapters", 2):
+            raise Interrupted
+
+    wrap_steps(monkeypatch, stop)
+    with pytest.raises(Interrupted):
+        start(tmp_path, run_flags, **changes)
+    monkeypatch.undo()
+    start(tmp_path, run_flags, **changes, resume="always")
+    phases = [line["phase"] for line in metrics(tmp_path) if "loss" in line]
+    assert phases == ["joint"] * 4 + ["final"] * 4 + ["adapters"] * 4
+
+    _, config, params, _ = load_run(str(tmp_path))
+    assert config.adapters is not None and config.calibration is not None
+    # A layer that no plan of few layers ran learns nothing; the head always does.
+    own = params["adapters"]
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(own["head"]))
+    assert any(np.abs(own[layer]["query"]["up"]).max() > 0 for layer in ("layer_1", "layer_2"))
+    before = load_run(str(tiny_run))[2]
+    for name in before.keys() - {"planner"}:  # which is refitted once more
+        jax.tree.map(np.testing.assert_array_equal, params[name], before[name])
+    texts = ["the cat sat on the mat", "a good film"]
+    with_own, without = (Model.from_pretrained(folder) for folder in (tmp_path, tiny_run))
+    for budget, same in ((1.0, True), (0.5, False)):
+        found, other = (m.predict(texts, budget=budget) for m in (with_own, without))
+        pairs = zip(found, other, strict=True)
+        assert all((a.probabilities == b.probabilities) == same for a, b in pairs)
 
 
 def test_a_run_is_no_teacher(tiny_run, run_flags, tmp_path):

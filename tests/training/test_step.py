@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.config import TINY, AdapterConfig, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.policies.dpbert import DPBert, init_params
 from dpbert_jax.training.optimizer import make_optimizer
-from dpbert_jax.training.stage import DENSE, FINAL, JOINT, STAGES
+from dpbert_jax.training.stage import ADAPTERS, DENSE, FINAL, JOINT, STAGES, loss_of
 from dpbert_jax.training.step import (
     AXIS,
     create_state,
@@ -24,7 +24,15 @@ PLAIN = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=2))
 PLANNED = DPBertConfig(
     PLAIN.encoder, PlannerConfig(), Calibration((0.4, 0.8, 1.0), (2.5, 1.5, -6.0))
 )
-CONFIGS = {stage: PLANNED if stage.needs_planner else PLAIN for stage in STAGES}
+ADAPTED = dataclasses.replace(
+    PLANNED,
+    encoder=dataclasses.replace(TINY, num_hidden_layers=3),
+    adapters=AdapterConfig(2),
+)
+CONFIGS = {
+    stage: ADAPTED if stage.needs_adapters else PLANNED if stage.needs_planner else PLAIN
+    for stage in STAGES
+}
 each_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 
 
@@ -39,12 +47,13 @@ def step_and_start(stage, devices, accumulation):
         num_steps=STEPS,
         learning_rate=1e-3,
         planner_learning_rate=1e-2,
+        adapter_learning_rate=1e-3,
         weight_decay=0.01,
         warmup_ratio=0.1,
         max_grad_norm=1.0,
     )
     step = make_train_step(
-        partial(stage.loss, DPBert(config), axis_name=AXIS),
+        partial(loss_of, stage, DPBert(config)),
         optimizer,
         num_steps=STEPS,
         accumulation=accumulation,
@@ -142,12 +151,18 @@ def test_every_part_moves_but_for_what_the_final_plans_depend_on(stage, schedule
     before = step_and_start(stage, 1, 1)[1].params
     after = run(stage, schedule)[1].params
     frozen = {"planner", "embeddings", "layer_0"} if stage is FINAL else set()
-    assert set(before) == {"embeddings", "layer_0", "layer_1", "head"} | (
-        set() if stage is DENSE else {"planner"}
-    )
+    if stage is ADAPTERS:
+        frozen = set(before) - {"adapters"}
+    else:
+        planner = set() if stage is DENSE else {"planner"}
+        assert set(before) == {"embeddings", "layer_0", "layer_1", "head"} | planner
     for part in before:
         if part in frozen:
             assert_identical(before[part], after[part])
+        elif part == "adapters":  # a layer that no plan of few layers ran has nothing to learn
+            assert not np.array_equal(
+                *(tree[part]["head"]["pooler"]["up"] for tree in (before, after))
+            )
         else:
             jax.tree.map(
                 lambda x, y: np.testing.assert_(not (x == y).all()),

@@ -3,6 +3,9 @@
 Stands alone: torch and transformers are all it needs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +14,18 @@ from transformers import BertForSequenceClassification as DenseModel
 from transformers.utils import ModelOutput
 
 from .configuration_dpbert import DPBertConfig
+
+# Which adapters the rows that a module is called on use; None: none.
+_SLOTS: ContextVar[torch.Tensor | None] = ContextVar("slots", default=None)
+
+
+@contextmanager
+def _adapted(slots: torch.Tensor | None) -> Iterator[None]:
+    token = _SLOTS.set(slots)
+    try:
+        yield
+    finally:
+        _SLOTS.reset(token)
 
 
 @dataclass
@@ -53,6 +68,56 @@ class DPBertPlanner(nn.Module):
         return self.logit_bound * torch.tanh(logits / self.logit_bound)
 
 
+class DPBertAdapters(nn.Module):
+    """What plans of each depth have of their own in one module: added to what it computes.
+
+    Tables have a row a depth; a row of the batch picks its own by its slot, and one beyond the
+    last, for plans of all layers, picks nothing.
+    """
+
+    def __init__(self, part: str, module: nn.Module, depths: int, rank: int):
+        super().__init__()
+        for name, shape in self._shapes(part, module, rank).items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(depths, *shape)))
+        module.register_forward_hook(self._add)
+
+    @staticmethod
+    def _shapes(part: str, module: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+        if not isinstance(module, nn.Linear):
+            return {"scale": tuple(module.weight.shape), "bias": tuple(module.weight.shape)}
+        inputs, outputs = module.in_features, module.out_features
+        if part == "classifier":
+            return {"kernel": (inputs, outputs), "bias": (outputs,)}
+        factors = {"down": (inputs, rank), "up": (rank, outputs)} if rank else {}
+        return {**factors, **({"bias": (outputs,)} if part == "pooler" else {})}
+
+    def _add(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        slots = _SLOTS.get()
+        if slots is None:
+            return output
+        own = {name: self._picked(table, slots) for name, table in self.named_parameters()}
+        read = inputs[0]
+        flat = read.dim() == 2  # [B, D]: the head reads one token
+        tokens = read[:, None] if flat else read
+        added = torch.zeros((), dtype=output.dtype, device=output.device)
+        if "scale" in own:
+            normal = nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=module.eps)
+            added = normal * own["scale"][:, None]
+        if "down" in own:
+            added = tokens @ own["down"] @ own["up"]
+        if "kernel" in own:
+            added = tokens @ own["kernel"]
+        if "bias" in own:
+            added = added + own["bias"][:, None]
+        return output + (added[:, 0] if flat else added)
+
+    @staticmethod
+    def _picked(table: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        picked = table[slots.clamp(max=len(table) - 1)]
+        has = (slots < len(table)).to(table.dtype)
+        return picked * has.reshape(-1, *[1] * (table.dim() - 1))
+
+
 class DPBertForSequenceClassification(DenseModel):
     """The encoder with a planner; `budget` says what share of its FLOPs to spend.
 
@@ -73,7 +138,34 @@ class DPBertForSequenceClassification(DenseModel):
             config.hidden_size, planner["hidden_size"], self.num_gates, planner["logit_bound"]
         )
         self.planner.requires_grad_(False)
+        self.least = max(planner["min_layers"] - self.stem_layers, 0)
+        self.adapters = self._make_adapters() if config.dpbert.get("adapters") else None
         self.post_init()
+
+    def _make_adapters(self) -> nn.ModuleDict:
+        """Those of every planned layer and of the head, in the modules that they belong to."""
+        about = self.config.dpbert
+        rank, names = about["adapters"]["rank"], about["modules"]
+        inner = self._inner()
+        places = {
+            f"layer_{i}": (inner.layer[i], names["layer"])
+            for i in range(self.stem_layers, self.config.num_hidden_layers)
+        }
+        places["head"] = (self, names["head"])
+        made = nn.ModuleDict()
+        for place, (around, parts) in places.items():
+            modules = {part: around.get_submodule(name) for part, name in parts.items()}
+            own = {
+                part: DPBertAdapters(part, module, self.num_gates - self.least, rank)
+                for part, module in modules.items()
+                if rank or not isinstance(module, nn.Linear) or place == "head"
+            }
+            made[place] = nn.ModuleDict(own)
+        return made
+
+    def _inner(self) -> nn.Module:
+        encoder = self.base_model
+        return encoder.encoder if hasattr(encoder, "encoder") else encoder.transformer
 
     def forward(
         self,
@@ -112,7 +204,7 @@ class DPBertForSequenceClassification(DenseModel):
         if attention_mask is None:
             attention_mask = torch.ones(states.shape[:2], device=states.device)
         bias = self._attention_bias(attention_mask, states.dtype)
-        inner = encoder.encoder if hasattr(encoder, "encoder") else encoder.transformer
+        inner = self._inner()
         relative = {}  # attention's bias by distance, of all rows
         if hasattr(inner, "relative_attention_bias"):
             relative["position_bias"] = inner.compute_position_bias(states)
@@ -120,10 +212,12 @@ class DPBertForSequenceClassification(DenseModel):
             states = self._run(layer, states, bias, relative)
         gate_logits = self.planner(states, attention_mask)
         gates = self._gates(gate_logits, budget, plan_rule)
+        slots = self._slots(gates)
         planned = inner.layer[self.stem_layers :]
         for layer, needed in zip(planned, gates.unbind(dim=1), strict=True):
-            states = self._run_where_needed(layer, needed, states, bias, relative)
-        logits = self._classify(states)
+            states = self._run_where_needed(layer, needed, states, bias, relative, slots)
+        with _adapted(slots):
+            logits = self._classify(states)
 
         stem = gates.new_ones(len(gates), self.stem_layers)
         layer_mask = torch.cat([stem, gates], dim=1).float()
@@ -154,15 +248,24 @@ class DPBertForSequenceClassification(DenseModel):
         states: torch.Tensor,
         bias: torch.Tensor | None,
         relative: dict,
+        slots: torch.Tensor | None,
     ) -> torch.Tensor:
         """The layer on the rows that need it; nothing at all where none does."""
         rows = needed.nonzero().squeeze(1)
         if len(rows) == 0:
             return states
         if len(rows) == len(states):
-            return self._run(layer, states, bias, relative)
+            with _adapted(slots):
+                return self._run(layer, states, bias, relative)
         own = None if bias is None else bias[rows]
-        return states.index_copy(0, rows, self._run(layer, states[rows], own, relative))
+        with _adapted(None if slots is None else slots[rows]):
+            return states.index_copy(0, rows, self._run(layer, states[rows], own, relative))
+
+    def _slots(self, gates: torch.Tensor) -> torch.Tensor | None:
+        """Which adapters each row's plan uses, [B]; None where no row uses any."""
+        slots = gates.sum(dim=1) - self.least
+        none = self.num_gates - self.least
+        return None if self.adapters is None or bool((slots == none).all()) else slots
 
     def _classify(self, states: torch.Tensor) -> torch.Tensor:
         """Logits by the family's own head."""
@@ -200,8 +303,7 @@ class DPBertForSequenceClassification(DenseModel):
             # The tolerance keeps 0.7 * 10 = 6.999... from losing a layer.
             layers = int(budget * self.config.num_hidden_layers + 1e-5)
             return rank < layers - self.stem_layers
-        least = max(planner["min_layers"] - self.stem_layers, 0)
-        return (logits >= self._threshold(budget)) | (rank < least)
+        return (logits >= self._threshold(budget)) | (rank < self.least)
 
     def _threshold(self, budget: float) -> float:
         """The calibrated threshold of a budget, linear between the grid's points."""
