@@ -13,7 +13,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag, list_flag, parse
 from dpbert_jax.study.controls import best_static_plan
 from dpbert_jax.study.early_exit import train_exits
-from dpbert_jax.study.fit import mean_plan_losses, open_run
+from dpbert_jax.study.fit import held_out_losses, open_run
 from dpbert_jax.study.static import train_static
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ def train_baselines(args: BaselineArguments) -> None:
         logger.info("deebert is left out: entropy needs classes, and this run is a regression.")
         methods.remove("deebert")
     if "static" in methods:
-        plans, mean_losses = mean_plan_losses(run)
+        plans, losses = held_out_losses(run)
+        mean_losses = losses.mean(axis=0)
         for depth in depths:
             gates = best_static_plan(plans, mean_losses, depth - stem)
             folder = train_static(run, np.concatenate([np.ones(stem), gates]))

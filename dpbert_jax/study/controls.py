@@ -1,4 +1,4 @@
-"""Plans that do not look at the input: controls that run on a run's own weights.
+"""Plans that do not look at the input, or at its length alone: controls on a run's own weights.
 
 HashEE (Sun et al., ACL Findings 2022) found that routing without a look at the input can beat
 learned predictors of difficulty. So a learned plan means something only beside these.
@@ -22,6 +22,9 @@ def random_plans(config: DPBertConfig, rows: int, mean_layers: float, seed: int)
 def shuffled_plans(layer_mask: np.ndarray, seed: int) -> np.ndarray:
     """The very same plans, each given to another row; [N, L]."""
     return np.random.default_rng(seed).permutation(layer_mask)
+
+
+LENGTH_GROUPS, GROUP_ROWS = 8, 40  # at most so many groups, of at least so many held-out rows
 
 
 class Mix(NamedTuple):
@@ -59,6 +62,52 @@ def mixed_plans(config: DPBertConfig, mix: Mix, rows: int, seed: int) -> np.ndar
     """The mix's plans dealt out to rows at random; [N, L]."""
     dear = exact_mix(mix.share, rows, np.random.default_rng(seed))
     return _with_stem(config, np.where(dear[:, None] > 0, mix.dear, mix.cheap))
+
+
+class PlansByLength(NamedTuple):
+    """What each plan costs inputs of each length, in groups of about as many rows."""
+
+    plans: np.ndarray  # gates [K, P]
+    edges: np.ndarray  # the least length of each group but the first, ascending
+    losses: np.ndarray  # mean over the group's held-out rows, [groups, K]
+
+    @classmethod
+    def of(cls, plans: np.ndarray, losses: np.ndarray, lengths: np.ndarray) -> "PlansByLength":
+        """From losses [N, K] of held-out rows and their lengths [N]."""
+        groups = int(np.clip(len(lengths) // GROUP_ROWS, 1, LENGTH_GROUPS))
+        edges = np.unique(np.quantile(lengths, np.arange(1, groups) / groups, method="nearest"))
+        edges = edges[edges > lengths.min()]
+        group = np.searchsorted(edges, lengths, side="right")
+        means = [losses[group == number].mean(axis=0) for number in range(len(edges) + 1)]
+        return cls(plans, edges, np.array(means))
+
+    def plans_of(
+        self, config: DPBertConfig, lengths: np.ndarray, mean_gates: float, seed: int
+    ) -> np.ndarray:
+        """Plans of these rows that run `mean_gates` on average, each best for its length; [N, L].
+
+        At one price of a gate every group has its best plan. The two prices between which the mean
+        is met are dealt out to rows at random.
+        """
+        group = np.searchsorted(self.edges, lengths, side="right")
+        gates = self.plans.sum(axis=1)
+
+        def at(price: float) -> np.ndarray:
+            return (self.losses + price * gates).argmin(axis=1)[group]
+
+        reach = np.ptp(self.losses) + 1.0  # beyond it every group has the least or the most gates
+        low, high = -reach, reach
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if gates[at(middle)].mean() > mean_gates else (low, middle)
+        dear, cheap = at(low), at(high)
+        order = np.random.default_rng(seed).permutation(len(lengths))
+        left = mean_gates * len(lengths) - gates[cheap].sum()
+        paid = np.cumsum((gates[dear] - gates[cheap])[order])
+        chosen = cheap.copy()
+        within = order[: np.searchsorted(paid, left + 1e-9, side="right")]
+        chosen[within] = dear[within]
+        return _with_stem(config, self.plans[chosen])
 
 
 def best_static_plan(plans: np.ndarray, mean_losses: np.ndarray, gates: int) -> np.ndarray:

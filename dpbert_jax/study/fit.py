@@ -91,8 +91,8 @@ def open_run(folder: str) -> Run:
     return Run(path, model, Model.from_pretrained(path / TEACHER), args, task, rows)
 
 
-def mean_plan_losses(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Plans [K, P] and their mean losses [K] under the run's weights, on its held-out rows."""
+def held_out_losses(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Plans [K, P] and their losses [N, K] under the run's weights, on its held-out rows."""
     table, losses = held_out_table(
         run.model.config,
         run.model.params,
@@ -102,7 +102,7 @@ def mean_plan_losses(run: Run) -> tuple[np.ndarray, np.ndarray]:
         seed=run.args.seed,
         length_buckets=run.args.length_buckets,
     )
-    return table.plans, losses.mean(axis=0)
+    return table.plans, losses
 
 
 def fit(

@@ -6,8 +6,14 @@ import numpy as np
 
 from dpbert_jax.evaluation.evaluate import Predictions
 from dpbert_jax.inference import resolve_rule
-from dpbert_jax.study.controls import best_mix, mixed_plans, random_plans, shuffled_plans
-from dpbert_jax.study.fit import mean_plan_losses
+from dpbert_jax.study.controls import (
+    PlansByLength,
+    best_mix,
+    mixed_plans,
+    random_plans,
+    shuffled_plans,
+)
+from dpbert_jax.study.fit import held_out_losses
 from dpbert_jax.study.scorer import Point, Scorer, Variant, run_split
 from dpbert_jax.study.sweep_arguments import SweepArguments
 
@@ -33,11 +39,11 @@ def planned_points(
 def plan_controls(
     args: SweepArguments, scorer: Scorer, planned: dict[float, Predictions]
 ) -> list[Point]:
-    """Plans that do not look at the input, on the same weights at the same mean depth."""
+    """Plans of no planner, on the same weights at the same mean depth."""
     run, rows = scorer.run, len(scorer.split)
     execute = run.model.executor("packed")
     rule = resolve_rule(run.model.config, 1.0)
-    losses = mean_plan_losses(run) if args.wanted("mix") else None
+    table = held_out_losses(run) if args.wanted("mix") or args.wanted("length") else None
     points = []
     for budget, made in planned.items():
         if made.layer_mask.all():
@@ -48,9 +54,15 @@ def plan_controls(
             makers["random"] = lambda seed, d=depth: random_plans(run.model.config, rows, d, seed)
         if args.wanted("shuffled"):
             makers["shuffled"] = lambda seed, m=made: shuffled_plans(m.layer_mask, seed)
-        if losses:
-            mix = best_mix(*losses, depth - run.model.config.stem_layers)
+        gates = depth - run.model.config.stem_layers
+        if table and args.wanted("mix"):
+            mix = best_mix(table[0], table[1].mean(axis=0), gates)
             makers["mix"] = lambda seed, m=mix: mixed_plans(run.model.config, m, rows, seed)
+        if table and args.wanted("length"):
+            by_length = PlansByLength.of(*table, run.rows.held_out.lengths)
+            makers["length"] = lambda seed, b=by_length, g=gates: b.plans_of(
+                run.model.config, scorer.split.lengths, g, seed
+            )
         for variant, make in makers.items():
             draws = (
                 run_split(run, scorer.split, execute, rule, make(args.seed + draw))

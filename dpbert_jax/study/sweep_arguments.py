@@ -6,7 +6,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag, list_flag
 from dpbert_jax.inference import PLAN_RULES
 
-UNTRAINED = ("random", "shuffled", "mix")  # plans on the run's own weights
+UNTRAINED = ("random", "shuffled", "mix", "length")  # plans on the run's own weights
 TRAINED = ("static", "deebert", "pabee")  # models of `dpbert baselines`
 CONTROLS = (*UNTRAINED, *TRAINED)
 
@@ -25,8 +25,8 @@ class SweepArguments:
     )
     controls: list[str] = list_flag(
         ["all"],
-        "Of random, shuffled, mix (plans on the same weights), static, deebert, pabee (trained by "
-        "dpbert baselines); or all: those that there are; or none.",
+        "Of random, shuffled, mix, length (plans on the same weights), static, deebert, pabee "
+        "(trained by dpbert baselines); or all: those that there are; or none.",
     )
     draws: int = flag(5, "Draws of each random control; their mean and deviation are reported.")
     repeats: int = flag(3, "Timed passes; 0: no timing.")

@@ -7,6 +7,7 @@ import pytest
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
 from dpbert_jax.study.controls import (
+    PlansByLength,
     best_mix,
     best_static_plan,
     mixed_plans,
@@ -55,6 +56,41 @@ def test_no_mix_of_three_is_better_than_the_best_of_two(mean_gates):
         depth = weights @ PLANS[three].sum(axis=1)
         if abs(depth - mean_gates) < 0.02:
             assert weights @ losses[three] > least - 0.02
+
+
+def losses_by_length(rows, seed):
+    """Long rows need their layers, short ones do not; lengths from 5 to 60."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(5, 61, rows)
+    skipped = PLANS.shape[1] - PLANS.sum(axis=1)
+    noise = 0.05 * random.random((rows, len(PLANS)))
+    return lengths, skipped * (lengths[:, None] / 60) ** 2 + noise
+
+
+@pytest.mark.parametrize("mean_gates", [0.5, 1.3, 2.5, 4.4])
+def test_plans_by_length_meet_the_mean_and_give_to_those_who_need(mean_gates):
+    lengths, losses = losses_by_length(800, 0)
+    by_length = PlansByLength.of(PLANS, losses, lengths)
+    others, their_losses = losses_by_length(400, 1)
+    plans = by_length.plans_of(CONFIG, others, mean_gates, seed=3)
+    gates = plans[:, 1:]
+    assert gates.sum(axis=1).mean() == pytest.approx(mean_gates, abs=5 / 400)
+    assert gates[others > 45].sum(axis=1).mean() > gates[others < 20].sum(axis=1).mean() + 0.4
+    number = {plan.tobytes(): i for i, plan in enumerate(PLANS.astype(np.int8))}
+    taken = their_losses[np.arange(400), [number[plan.tobytes()] for plan in gates]]
+    mix = best_mix(PLANS, losses.mean(axis=0), float(gates.sum(axis=1).mean()))
+    blind = mixed_plans(CONFIG, mix, 400, 3)[:, 1:]
+    assert taken.mean() < their_losses[np.arange(400), [number[p.tobytes()] for p in blind]].mean()
+
+
+def test_few_rows_are_one_group():
+    lengths, losses = losses_by_length(60, 0)
+    by_length = PlansByLength.of(PLANS, losses, lengths)
+    assert len(by_length.edges) == 0 and by_length.losses.shape == (1, len(PLANS))
+    mix = best_mix(PLANS, losses.mean(axis=0), 2.0)
+    plans = by_length.plans_of(CONFIG, lengths, 2.0, seed=0)
+    assert plans[:, 1:].sum(axis=1).mean() == pytest.approx(2.0)
+    assert mix.cheap.sum() <= 2 <= mix.dear.sum()
 
 
 def test_mixed_plans_are_the_mixs_two():

@@ -50,7 +50,7 @@ def test_every_variant_has_its_points(swept):
     report, _ = swept
     for variant in ("threshold", "top_k", "deebert", "pabee"):
         assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85, 1.0]
-    for variant in ("random", "shuffled", "mix"):
+    for variant in ("random", "shuffled", "mix", "length"):
         assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85]
     assert [point["mean_layers"] for point in of(report, "static")] == [2.0]
     assert all(0 <= point["agreement"] <= 1 for point in report["points"])
@@ -63,7 +63,7 @@ def test_a_larger_budget_never_costs_less(swept, variant):
     assert costs[-1] == pytest.approx(1, abs=0.1)  # and the planner, which is large here
 
 
-@pytest.mark.parametrize("variant", ["random", "shuffled", "mix"])
+@pytest.mark.parametrize("variant", ["random", "shuffled", "mix", "length"])
 def test_controls_cost_what_the_planned_point_costs(swept, variant):
     planned_points = of(swept[0], "threshold")[:-1]
     for point, planned in zip(of(swept[0], variant), planned_points, strict=True):
@@ -92,7 +92,13 @@ def test_a_control_that_was_not_trained_is_refused_by_name_and_left_out_of_all(t
     with pytest.raises(UserError, match=r"--controls pabee: .*dpbert baselines"):
         sweep(SweepArguments(output_dir=str(tmp_path), controls=["pabee"], **flags))
     report = sweep(SweepArguments(output_dir=str(tmp_path), plan_rules=["threshold"], **flags))
-    assert {p["variant"] for p in report["points"]} == {"threshold", "random", "shuffled", "mix"}
+    assert {p["variant"] for p in report["points"]} == {
+        "threshold",
+        "random",
+        "shuffled",
+        "mix",
+        "length",
+    }
 
 
 @pytest.mark.parametrize(
