@@ -153,7 +153,7 @@ def run_layer(
             spread = (jnp.broadcast_to(t.T[:, :, None], states.shape) for t in tables)
             own = (table.reshape(inputs.shape) for table in spread)
             about = tuple(shared + added for shared, added in zip(about, own, strict=True))
-        return _layer_norm(inputs, *about, config.layer_norm_eps)
+        return _layer_norm(inputs, about[0], about[1], config.layer_norm_eps)
 
     qkv = product("qkv", weights.qkv, flat, weights.qkv_bias)
     query, key, value = qkv.reshape(3, *heads)  # [H, K, B, S]
