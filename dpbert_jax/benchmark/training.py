@@ -21,7 +21,14 @@ import numpy as np
 from dpbert_jax.benchmark import torch_training
 from dpbert_jax.benchmark.environment import make_room, own_cores, versions
 from dpbert_jax.benchmark.peers import Peer, available
-from dpbert_jax.config import AdapterConfig, Calibration, DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import (
+    AdapterConfig,
+    Calibration,
+    DPBertConfig,
+    EncoderConfig,
+    PlannerConfig,
+    read_config,
+)
 from dpbert_jax.data import TokenizedSplit, batches, load_task, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag, parse
@@ -92,7 +99,7 @@ def benchmark_training(args: TrainingArguments) -> dict[str, Any]:
     variants: dict[str, tuple[Timed, list[Batch]]] = {
         f"ours, {stage.name}": (
             _timed(*our_step(stage, config, params, args)),
-            our_batches(split, stage, encoder.pad_token_id, args),
+            our_batches(split, stage, encoder, args),
         )
         for stage in STAGES
     }
@@ -139,15 +146,15 @@ def some_rows(examples: Any, tokenizer: Any, args: TrainingArguments) -> Tokeniz
 
 
 def our_batches(
-    split: TokenizedSplit, stage: Stage, pad_token_id: int, args: TrainingArguments
+    split: TokenizedSplit, stage: Stage, encoder: EncoderConfig, args: TrainingArguments
 ) -> list[Batch]:
     """The batches of the training loop; with a teacher's logits where the stage needs them."""
-    size = args.per_device_train_batch_size
-    every = batches(split, size, args.max_seq_length, pad_token_id=pad_token_id, seed=args.seed)
+    size, pad = args.per_device_train_batch_size, encoder.pad_token_id
+    every = batches(split, size, args.max_seq_length, pad_token_id=pad, seed=args.seed)
     made = list(every)
     if stage.needs_teacher:
         for batch in made:
-            batch["teacher_logits"] = np.zeros((size, 2), np.float32)
+            batch["teacher_logits"] = np.zeros((size, encoder.num_labels), np.float32)
     return made
 
 

@@ -95,7 +95,9 @@ class PlansByLength(NamedTuple):
         def at(price: float) -> np.ndarray:
             return (self.losses + price * gates).argmin(axis=1)[group]
 
-        reach = float(np.ptp(self.losses)) + 1.0  # beyond it every group has the least or the most gates
+        reach = (
+            float(np.ptp(self.losses)) + 1.0
+        )  # beyond it every group has the least or the most gates
         low, high = -reach, reach
         for _ in range(60):
             middle = (low + high) / 2

@@ -13,7 +13,7 @@ from dpbert_jax.config import TINY, DPBertConfig
 from dpbert_jax.data import batches, load_task
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub.folders import save_weights
-from dpbert_jax.training.stage import DENSE
+from dpbert_jax.training.stage import DENSE, JOINT, STAGES
 
 
 @pytest.fixture
@@ -37,17 +37,25 @@ def test_report(flags, tmp_path, monkeypatch, capsys):
     report = benchmark_training(flags(json=str(path)))
     printed = capsys.readouterr().out.strip().splitlines()
     assert json.loads(printed[-1]) == json.loads(path.read_text()) == report
-    assert set(report["variants"]) == {"ours, dense", "ours, joint", "ours, final"}
+    assert set(report["variants"]) == {f"ours, {stage.name}" for stage in STAGES}
     assert report["rows"] == 12 and set(report["skipped_peers"]) == {"torch"}
     for row in report["variants"].values():
         assert row["min_step_ms"] <= row["median_step_ms"] and row["ratio"] is None
         assert 0 < row["examples_per_second"] <= row["best_examples_per_second"]
 
 
+def test_a_teacher_answers_with_as_many_classes_as_the_model_has(flags, random_split):
+    encoder = dataclasses.replace(TINY, num_labels=5)
+    made = training.our_batches(random_split(8), JOINT, encoder, flags())
+    assert {batch["teacher_logits"].shape for batch in made} == {(4, 5)}
+
+
 def test_every_variant_passes_over_the_same_rows(flags, random_split):
     args, split = flags(per_device_train_batch_size=4), random_split(24)
     passes = training.torch_batches(split, 63, args)
-    passes["ours"] = training.our_batches(split, DENSE, 63, args)
+    passes["ours"] = training.our_batches(
+        split, DENSE, dataclasses.replace(TINY, pad_token_id=63), args
+    )
     for made in passes.values():
         assert [len(batch["labels"]) for batch in made] == [4] * 6
         for batch in made:
