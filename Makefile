@@ -23,7 +23,7 @@ $(STAMP): requirements.txt pyproject.toml
 # really skipped.
 demo: $(STAMP)
 	@echo "1 of 2: fine-tunes MiniLM (6 layers) on 1,280 docstrings, trains a planner for its layers, and"
-	@echo "fits both to each other. About four minutes on 2 cores; progress is printed."
+	@echo "fits both to each other. About five minutes on 2 cores; progress is printed."
 	$(BIN)/python train.py --model_name_or_path minilm --task_name docstrings \
 	    --max_train_samples 1280 --max_eval_samples 400 --max_seq_length 24 --length_buckets 24 \
 	    --learning_rate 1e-4 --num_train_epochs 2 --num_planner_epochs 1 \
