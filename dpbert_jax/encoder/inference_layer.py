@@ -90,8 +90,8 @@ def prepare_adapters(
 ) -> LayerAdapters:
     """A layer's adapters of every depth."""
 
-    def extended(array: Any, axis: int = 0) -> Array:
-        return jnp.pad(jnp.asarray(array), [(0, int(i == axis)) for i in range(array.ndim)])
+    def extended(array: Any) -> Array:
+        return jnp.pad(jnp.asarray(array), [(0, 1), *[(0, 0)] * (array.ndim - 1)])
 
     def factors(*names: str) -> Factors | None:
         if names[0] not in params:
