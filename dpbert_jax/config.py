@@ -23,6 +23,7 @@ from dpbert_jax.problem import (
 )
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
+ROWS, FLOPS = "rows", "flops"
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ class PlannerConfig:
     min_budget: float = 0.4
     max_budget: float = 1.0
     min_layers: int = 0  # no input runs fewer, the stem's among them
+    # What a budget is a share of: `rows`, each input's own dense FLOPs, mean over the inputs, or
+    # `flops`, those of all inputs together, where a long one counts for more.
+    cost_unit: str = ROWS
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,10 @@ class DPBertConfig:
                 f"{self.encoder.num_hidden_layers - 1}: the model has "
                 f"{self.encoder.num_hidden_layers} layers and the planner needs at least one to "
                 "plan."
+            )
+        if self.planner and self.planner.cost_unit not in (ROWS, FLOPS):
+            raise UserError(
+                f"cost_unit is '{self.planner.cost_unit}', but must be {ROWS} or {FLOPS}."
             )
         if self.planner and not 0 <= self.planner.min_layers <= self.encoder.num_hidden_layers:
             raise UserError(

@@ -1,11 +1,12 @@
 """What a layer costs, in floating-point operations."""
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import EncoderConfig
 
-Length = int | Int[np.ndarray, " B"]  # tokens of a row, or of each row
+# Tokens of a row, or of each row; in JAX as floats: FLOPs of long rows leave 32-bit integers.
+Length = int | Int[np.ndarray, " B"] | Float[Array | np.ndarray, " B"]
 
 
 def projection_flops(config: EncoderConfig, sequence_length: Length) -> Length:

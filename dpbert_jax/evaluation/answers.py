@@ -19,6 +19,7 @@ from dpbert_jax.evaluation.runner import make_runner
 from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
 from dpbert_jax.inference import resolve_rule
 from dpbert_jax.model import Model, decode_logits
+from dpbert_jax.policies.cost import mean_cost
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,12 @@ def write_answers(args: EvalArguments, model: Model) -> None:
         write_answer_rows(output, answer_rows(model.config.encoder, predictions))
     logger.info(
         "%d answers are in %s: budget %g, mean cost %.3f.",
-        *(len(split), output, rule.budget, predictions.cost.mean()),
+        *(
+            len(split),
+            output,
+            rule.budget,
+            mean_cost(model.config, predictions.cost, split.lengths),
+        ),
     )
 
 

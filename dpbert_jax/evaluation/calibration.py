@@ -13,7 +13,7 @@ from jaxtyping import Float
 from dpbert_jax.config import Calibration, DPBertConfig
 from dpbert_jax.data import INPUTS, TokenizedSplit, batches
 from dpbert_jax.errors import UserError
-from dpbert_jax.policies.cost import plan_cost
+from dpbert_jax.policies.cost import plan_cost, row_weights
 from dpbert_jax.policies.dpbert import DPBert, Params
 
 GRID_STEP = 0.025
@@ -70,15 +70,18 @@ def calibrate(
     # What a row's largest logits buy, no threshold takes away: it decides on the others.
     descending = -np.sort(-np.concatenate(logits), axis=1)  # [N, P]
     decided = descending[:, config.min_gates :].ravel()
-    # In layers: what each further gate of each row costs, and what is paid before.
+    # In layers, counted as the budget counts rows: what each further gate of each row costs, and
+    # what is paid before.
     numbers = np.arange(config.min_gates, config.num_gates + 1)
     plans = np.arange(config.num_gates) < numbers[:, None]  # one of each depth
     tiled = np.tile(plans.astype(np.float32), (len(descending), 1))
-    each = plan_cost(config, tiled, np.repeat(np.concatenate(lengths), len(numbers)))
+    tokens = np.concatenate(lengths)
+    each = plan_cost(config, tiled, np.repeat(tokens, len(numbers)))
     every = np.asarray(each, np.float64).reshape(len(descending), -1)
-    every = every * config.encoder.num_hidden_layers
+    full = config.encoder.num_hidden_layers * np.asarray(row_weights(config, tokens), np.float64)
+    every = every * full[:, None]
     grid = budget_grid(config.planner.min_budget)
-    wanted = grid * config.encoder.num_hidden_layers * len(descending) - every[:, 0].sum()
+    wanted = grid * full.sum() - every[:, 0].sum()
     steps = np.diff(every, axis=1).ravel()
     lowest = -config.planner.logit_bound
     thresholds = [max(threshold_for(decided, total, steps), lowest) for total in wanted]

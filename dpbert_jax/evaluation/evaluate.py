@@ -92,7 +92,11 @@ def predict(
 
 
 def evaluation_figures(
-    predictions: Predictions, spec: TaskSpec, labels: np.ndarray, dense_metrics: dict[str, float]
+    predictions: Predictions,
+    mean_cost: float,
+    spec: TaskSpec,
+    labels: np.ndarray,
+    dense_metrics: dict[str, float],
 ) -> dict[str, Any]:
     """The figures of one evaluation, ready for JSON; undefined ones are NaN.
 
@@ -108,7 +112,7 @@ def evaluation_figures(
         "score_kept": share_kept(score(metrics), score(dense_metrics)),
         "mean_layers": float(predictions.layer_mask.sum(axis=1).mean()),
         "num_layers": predictions.layer_mask.shape[1],
-        "cost": float(predictions.cost.mean()),
+        "cost": mean_cost,
         "distinct_plans": len(np.unique(predictions.layer_mask, axis=0)),
         "layer_frequency": predictions.layer_mask.mean(axis=0).round(6).tolist(),
         "seconds": predictions.seconds,

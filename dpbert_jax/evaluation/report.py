@@ -24,6 +24,7 @@ from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
 from dpbert_jax.inference import Rule, resolve_rule
 from dpbert_jax.integrity import update_sums
 from dpbert_jax.model import Model
+from dpbert_jax.policies.cost import mean_cost
 from dpbert_jax.policies.rule import check_budget
 from dpbert_jax.run_folder import TEACHER
 
@@ -86,6 +87,7 @@ def evaluate(model: Model, teacher: Model | None, args: EvalArguments) -> list[R
         for rule in rules:
             made = run(rule, split, f"{name} {rule.budget:g}")
             plans[rule.budget] = made.layer_mask
+            spent = mean_cost(config, made.cost, split.lengths)
             results.append(
                 {
                     "model": str(folder),
@@ -97,7 +99,7 @@ def evaluate(model: Model, teacher: Model | None, args: EvalArguments) -> list[R
                     "plan_rule": args.plan_rule,
                     "executor": run.executor,
                     "batch_size": run.batch_size,
-                    **evaluation_figures(made, task.spec, split.labels, dense_metrics),
+                    **evaluation_figures(made, spent, task.spec, split.labels, dense_metrics),
                     "dense_seconds": dense.seconds,
                     "thresholds_from": config.calibration.inputs if config.calibration else None,
                     "dense_model": "teacher" if teacher else "self",

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Shaped
 
-from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config import ROWS, DPBertConfig
 from dpbert_jax.encoder.flops import Length, layer_flops
 from dpbert_jax.policies.adapted import adapter_share
 from dpbert_jax.policies.planner import planner_flops
@@ -14,6 +14,26 @@ def planner_share(config: DPBertConfig, sequence_length: Length) -> float | Floa
     """The planner's share of the dense encoder's FLOPs."""
     dense = config.encoder.num_hidden_layers * layer_flops(config.encoder, sequence_length)
     return planner_flops(config, sequence_length) / dense
+
+
+def row_weights(
+    config: DPBertConfig, lengths: Int[Array | np.ndarray, " N"]
+) -> Float[Array | np.ndarray, " N"]:
+    """What each row counts in a mean cost (`PlannerConfig.cost_unit`): 1, or its dense FLOPs.
+
+    In units of a row of one token's; only their ratios matter.
+    """
+    if config.planner is None or config.planner.cost_unit == ROWS:
+        return np.ones(lengths.shape, np.float32)
+    flops = layer_flops(config.encoder, lengths.astype(np.float32))
+    return flops / layer_flops(config.encoder, 1)
+
+
+def mean_cost(
+    config: DPBertConfig, cost: Shaped[np.ndarray, " N"], lengths: Int[np.ndarray, " N"]
+) -> float:
+    """The mean that a budget is held against, of rows' costs or numbers of layers."""
+    return float(np.average(cost, weights=np.asarray(row_weights(config, lengths))))
 
 
 def plan_cost(

@@ -49,7 +49,8 @@ def meet_share(
 ) -> Float[Array, "B P"]:
     """The logits less the one threshold at which the counted rows' gates meet `share` on average.
 
-    mean sigmoid(logit - threshold) = share, over the rows of all devices. The threshold is solved
+    mean sigmoid(logit - threshold) = share, over the rows of all devices, each as often as
+    `counted` says. The threshold is solved
     for, so no penalty has to push the cost to the budget; its own derivative is part of the
     gradient, so a layer's logit rises only at the expense of others.
     """

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.policies.cost import row_weights
 
 
 def random_plans(config: DPBertConfig, rows: int, mean_layers: float, seed: int) -> np.ndarray:
@@ -86,28 +87,31 @@ class PlansByLength(NamedTuple):
     ) -> np.ndarray:
         """Plans of these rows that run `mean_gates` on average, each best for its length; [N, L].
 
-        At one price of a gate every group has its best plan. The two prices between which the mean
-        is met are dealt out to rows at random.
+        The mean is as budgets count rows. At one price of it every length has its best plan. The
+        two prices between which the mean is met are dealt out to rows at random.
         """
         group = np.searchsorted(self.edges, lengths, side="right")
-        gates = self.plans.sum(axis=1)
+        gates, counted = self.plans.sum(axis=1), np.asarray(row_weights(config, lengths))
+        counted = counted / counted.mean()
 
         def at(price: float) -> np.ndarray:
-            return (self.losses + price * gates).argmin(axis=1)[group]
+            return (self.losses[group] + price * counted[:, None] * gates).argmin(axis=1)
 
-        reach = (
-            float(np.ptp(self.losses)) + 1.0
-        )  # beyond it every group has the least or the most gates
+        def paid(plans: np.ndarray) -> np.ndarray:
+            return counted * gates[plans]
+
+        # Beyond it every row has the least or the most gates.
+        reach = (float(np.ptp(self.losses)) + 1.0) / float(counted.min())
         low, high = -reach, reach
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if gates[at(middle)].mean() > mean_gates else (low, middle)
+            low, high = (middle, high) if paid(at(middle)).mean() > mean_gates else (low, middle)
         dear, cheap = at(low), at(high)
         order = np.random.default_rng(seed).permutation(len(lengths))
-        left = mean_gates * len(lengths) - gates[cheap].sum()
-        paid = np.cumsum((gates[dear] - gates[cheap])[order])
+        left = mean_gates * len(lengths) - paid(cheap).sum()
+        more = np.cumsum((paid(dear) - paid(cheap))[order])
         chosen = cheap.copy()
-        within = order[: np.searchsorted(paid, left + 1e-9, side="right")]
+        within = order[: np.searchsorted(more, left + 1e-9, side="right")]
         chosen[within] = dear[within]
         return _with_stem(config, self.plans[chosen])
 

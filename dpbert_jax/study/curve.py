@@ -24,6 +24,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "length": {"color": "tab:olive", "marker": "p"},
     "random": {"color": "tab:red", "marker": "x"},
     "static": {"color": "black", "marker": "D", "linestyle": "none"},
+    "bank": {"color": "black", "marker": ".", "linestyle": ":"},
     "deebert": {"color": "tab:purple", "marker": "P", "linestyle": "--"},
     "pabee": {"color": "tab:brown", "marker": "*", "linestyle": "--"},
 }
@@ -35,6 +36,7 @@ LABELS = {
     "length": "best plans by length alone",
     "random": "random plans",
     "static": "static, fine-tuned",
+    "bank": "bank of static models",
     "deebert": "DeeBERT",
     "pabee": "PABEE",
 }

@@ -39,7 +39,7 @@ def planned_points(
 def plan_controls(
     args: SweepArguments, scorer: Scorer, planned: dict[float, Predictions]
 ) -> list[Point]:
-    """Plans of no planner, on the same weights at the same mean depth."""
+    """Plans of no planner, on the same weights at the same mean depth, as budgets count it."""
     run, rows = scorer.run, len(scorer.split)
     execute = run.model.executor("packed")
     rule = resolve_rule(run.model.config, 1.0)
@@ -48,7 +48,8 @@ def plan_controls(
     for budget, made in planned.items():
         if made.layer_mask.all():
             continue  # every layer runs for every input: there is nothing to control
-        depth = float(made.layer_mask.sum(axis=1).mean())
+        # Dealt out whatever the rows' lengths, so many layers cost what the planned ones do.
+        depth = scorer.mean_cost(made.layer_mask.sum(axis=1))
         makers: dict[str, Callable[[int], np.ndarray]] = {}
         if args.wanted("random"):
             makers["random"] = lambda seed, d=depth: random_plans(run.model.config, rows, d, seed)

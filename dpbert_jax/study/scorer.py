@@ -10,6 +10,7 @@ from dpbert_jax.evaluation.evaluate import Predictions, predict
 from dpbert_jax.evaluation.metrics import agreement, compute_metrics, score, share_kept
 from dpbert_jax.inference import Executor, Rule, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
+from dpbert_jax.policies.cost import mean_cost
 from dpbert_jax.study.fit import Run
 
 Point = dict[str, Any]
@@ -39,6 +40,10 @@ class Scorer(NamedTuple):
         """With the dense model's answers."""
         return agreement(logits, self.dense.logits, self.run.task.spec.problem_type)
 
+    def mean_cost(self, cost: np.ndarray) -> float:
+        """As the run's budgets count it."""
+        return mean_cost(self.run.model.config, cost, self.split.lengths)
+
     def point(self, variant: str, budget: float | None, made: Iterable[Predictions]) -> Point:
         """The mean over draws of a variant, with the standard deviation of its score."""
         draws = list(made)
@@ -55,7 +60,7 @@ class Scorer(NamedTuple):
             ),
             "agreement": float(np.mean([self.agreement(draw.logits) for draw in draws])),
             "mean_layers": float(np.mean([draw.layer_mask.sum(axis=1).mean() for draw in draws])),
-            "cost": float(np.mean([draw.cost.mean() for draw in draws])),
+            "cost": float(np.mean([self.mean_cost(draw.cost) for draw in draws])),
             "distinct_plans": max(len(np.unique(draw.layer_mask, axis=0)) for draw in draws),
         }
 

@@ -37,6 +37,11 @@ def static_folder(run_folder: Path, layers: int) -> Path:
     return run_folder / BASELINES / f"static_{layers}"
 
 
+def static_folders(run_folder: Path) -> list[Path]:
+    """Of the static models that the run has."""
+    return sorted((run_folder / BASELINES).glob("static_*"))
+
+
 def train_static(run: Run, layer_mask: np.ndarray) -> Path:
     """Fine-tunes the static model of a plan [L]; leaves a plain Hugging Face BERT of k layers."""
     layers = np.flatnonzero(layer_mask).tolist()

@@ -20,6 +20,7 @@ from dpbert_jax.evaluation.plots import plot_layers_by_difficulty
 from dpbert_jax.evaluation.table import metric_titles, without_nan
 from dpbert_jax.flags import parse
 from dpbert_jax.policies.rule import check_budget
+from dpbert_jax.study.bank import bank_points
 from dpbert_jax.study.curve import plot_curve
 from dpbert_jax.study.fit import open_run
 from dpbert_jax.study.insight import difficulty, insight
@@ -84,6 +85,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         points = [variant.point for variant in learned]
         points += plan_controls(args, scorer, planned)
         points += [variant.point for variant in trained]
+        points += bank_points(args, scorer, planned)
         dense_metrics = scorer.metrics(scorer.dense.logits)
         report["splits"][name] = {
             "examples": len(split),

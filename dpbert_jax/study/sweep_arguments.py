@@ -8,7 +8,8 @@ from dpbert_jax.inference import PLAN_RULES
 
 UNTRAINED = ("random", "shuffled", "mix", "length")  # plans on the run's own weights
 TRAINED = ("static", "deebert", "pabee")  # models of `dpbert baselines`
-CONTROLS = (*UNTRAINED, *TRAINED)
+BANK = "bank"  # of the static ones: a mix at the planned points' cost
+CONTROLS = (*UNTRAINED, *TRAINED, BANK)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class SweepArguments:
     controls: list[str] = list_flag(
         ["all"],
         "Of random, shuffled, mix, length (plans on the same weights), static, deebert, pabee "
-        "(trained by dpbert baselines); or all: those that there are; or none.",
+        "(trained by dpbert baselines), bank (static models mixed to the same cost); or all: "
+        "those that there are; or none.",
     )
     draws: int = flag(5, "Draws of each random control; their mean and deviation are reported.")
     repeats: int = flag(3, "Timed passes; 0: no timing.")

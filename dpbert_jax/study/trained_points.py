@@ -1,5 +1,6 @@
 """The points of what `dpbert baselines` trained: static models and early exits."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,7 @@ from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.controls import exact_mix
 from dpbert_jax.study.early_exit import entropy_exits, exit_logits, load_exits, patience_exits
 from dpbert_jax.study.scorer import Scorer, Variant, run_split
+from dpbert_jax.study.static import static_folders
 from dpbert_jax.study.sweep_arguments import TRAINED, SweepArguments
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def trained_controls(
     for control in TRAINED:
         if not args.wanted(control):
             continue
-        found = sorted(folder.glob("static_*" if control == "static" else control))
+        found = static_folders(run.folder) if control == "static" else sorted(folder.glob(control))
         if not found:
             if args.controls != ["all"]:
                 raise UserError(
@@ -46,20 +48,26 @@ def trained_controls(
             logger.info("%s is left out: not trained for this run.", control)
         for path in found:
             if control == "static":
-                points.append(_static_point(scorer, str(path)))
+                points.append(_static_point(scorer, path))
             else:
                 points += _exit_points(scorer, control, path, planned)
     return points
 
 
-def _static_point(scorer: Scorer, folder: str) -> Variant:
+def run_static(scorer: Scorer, folder: Path) -> tuple[Model, Predictions]:
+    """A static model and its answers; their cost is a share of the run's dense FLOPs."""
     model = Model.from_pretrained(folder)
-    config, rule = model.config, resolve_rule(model.config, 1.0)
+    rule = resolve_rule(model.config, 1.0)
     made = run_split(scorer.run, scorer.split, model.executor("packed"), rule)
-    share = config.encoder.num_hidden_layers / scorer.run.model.config.encoder.num_hidden_layers
-    made = Predictions(made.logits, made.layer_mask, made.cost * share, made.seconds)
+    layers = model.config.encoder.num_hidden_layers
+    share = layers / scorer.run.model.config.encoder.num_hidden_layers
+    return model, dataclasses.replace(made, cost=made.cost * share)
+
+
+def _static_point(scorer: Scorer, folder: Path) -> Variant:
+    model, made = run_static(scorer, folder)
     point = scorer.point("static", None, [made])
-    return Variant(point, model.executor, rule)
+    return Variant(point, model.executor, resolve_rule(model.config, 1.0))
 
 
 def _exit_points(
@@ -83,11 +91,11 @@ def _exit_points(
     execute = executor("packed")
 
     def mean_cost(exits: np.ndarray) -> float:
-        return float(exits_cost(config, exits + 1, split.lengths).mean())
+        return scorer.mean_cost(exits_cost(config, exits + 1, split.lengths))
 
     points = []
     for budget, made in planned.items():
-        wanted = float(made.cost.mean())
+        wanted = scorer.mean_cost(made.cost)
         if method == "pabee" and not config.encoder.is_regression:
             threshold: Any = _mixed_patience(logits, problem, mean_cost, wanted)
         else:

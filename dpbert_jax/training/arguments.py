@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dpbert_jax.config import ROWS
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag
 from dpbert_jax.problem import PROBLEM_TYPES
@@ -137,6 +138,14 @@ class TrainArguments:
     max_budget: float = flag(1.0, "Highest; equal to --min_budget: train for that one only.")
     min_layers: int | None = flag(
         None, "Layers that every input runs at least, the stem's among them. Default: a third."
+    )
+    cost_unit: Literal["rows", "flops"] = field(
+        default=ROWS,
+        metadata={
+            "help": "What a budget is a share of. rows: of each input's own FLOPs, mean over the "
+            "inputs. flops: of all inputs' FLOPs together, so that layers are spent on short "
+            "inputs, where they are cheap."
+        },
     )
     stem_layers: int = flag(1, "Layers that always run before the planner; 0: embeddings only.")
     keep_best: float | None = flag(

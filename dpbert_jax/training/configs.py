@@ -41,6 +41,7 @@ def planned_config(dense: DPBertConfig, args: TrainArguments) -> DPBertConfig:
         min_budget=args.min_budget,
         max_budget=args.max_budget,
         min_layers=min_layers,
+        cost_unit=args.cost_unit,
     )
     config = dataclasses.replace(dense, planner=planner)
     fixed = config.stem_layers + config.min_gates

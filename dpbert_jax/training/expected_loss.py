@@ -16,22 +16,26 @@ def expected_loss(
     gate_logits: Float[Array, "N P"],
     plans: Float[Array, "K P"],
     losses: Float[Array, "N K"],
+    row_weights: Float[Array, " N"],
     share: Float[Array, ""],
     temperature: float | Array = 1.0,
 ) -> Float[Array, ""]:
     """Mean loss of plans drawn by the gates, at the threshold where they run `share` of them.
 
+    The share is a mean over rows, weighted as the budget counts them; the loss is the plain mean.
+
     P(plan) is proportional to exp(sum of its gates' (logit - threshold) / temperature): over all
     2^P plans, independent gates; over a bank, those conditioned on falling into it.
     """
     depth = plans.sum(axis=1)
+    counted = row_weights / row_weights.mean()
 
     def weights(threshold: Array) -> Array:
         gain = gate_logits @ plans.T - threshold * depth[None]
         return jax.nn.softmax(gain / temperature)  # [N, K]
 
     def mean_share(threshold: Array) -> Array:
-        return (weights(threshold) @ depth).mean() / plans.shape[1]
+        return (counted * (weights(threshold) @ depth)).mean() / plans.shape[1]
 
     def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
@@ -54,6 +58,7 @@ def mean_loss(
     plans: Float[Array, "K P"],
     gate_logits: Float[Array, "N P"],
     losses: Float[Array, "N K"],
+    row_weights: Float[Array, " N"],
     temperature: float | Array,
 ) -> Float[Array, ""]:
     """The expected loss, mean over the trained range of budgets."""
@@ -62,5 +67,5 @@ def mean_loss(
     lowest = config.min_gates / config.num_gates + 0.02
     paid = budgets * config.encoder.num_hidden_layers - config.stem_layers
     shares = jnp.clip(paid / config.num_gates, lowest, 0.98)
-    each = jax.vmap(lambda s: expected_loss(gate_logits, plans, losses, s, temperature))
-    return each(shares).mean()
+    table = (gate_logits, plans, losses, row_weights)
+    return jax.vmap(lambda share: expected_loss(*table, share, temperature))(shares).mean()

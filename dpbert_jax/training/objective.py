@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.operations import Params, fold_rows
 from dpbert_jax.policies.adapted import adapter_slots
-from dpbert_jax.policies.cost import planner_share
+from dpbert_jax.policies.cost import planner_share, row_weights
 from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.policies.gates import (
     hard_gates,
@@ -160,7 +160,8 @@ def joint_forward(
     # The planner must not bend the backbone to its own ends: the backbone serves the task.
     gate_logits = apply(jax.lax.stop_gradient(states), mask, method="look")
     share = share_of_gates(model.config, budget, mask.shape[1])
-    shifted: Any = meet_share(gate_logits, batch["weights"] * planned, share, moment.axis_name)
+    counted = batch["weights"] * planned * row_weights(model.config, mask.sum(axis=1))
+    shifted: Any = meet_share(gate_logits, counted, share, moment.axis_name)
 
     first, last = GATE_TEMPERATURE
     noise = logistic_noise(fold_rows(row_keys, 1), model.config.num_gates)

@@ -34,6 +34,7 @@ class PlanTable(NamedTuple):
     plans: np.ndarray  # gates [K, P]
     logits: np.ndarray  # [N, K, C]
     features: np.ndarray  # [N, F], what the planner reads of a row
+    lengths: np.ndarray  # [N], tokens
 
 
 def make_table(
@@ -62,7 +63,7 @@ def make_table(
         inputs = (batch[k] for k in INPUTS)
         found, read = program(weights, *inputs)
         logits[rows], features[rows] = np.asarray(found)[real], np.asarray(read)[real]
-    return PlanTable(plans, logits, features)
+    return PlanTable(plans, logits, features, split.lengths)
 
 
 class _Level(NamedTuple):

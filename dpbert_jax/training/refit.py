@@ -13,7 +13,7 @@ one step from those plans, along the steepest descent, as far as cross-validatio
 
 import logging
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.operations import Params
+from dpbert_jax.policies.cost import row_weights
 from dpbert_jax.policies.planner import bounded, judge
 from dpbert_jax.training.expected_loss import mean_loss
 from dpbert_jax.training.plan_bank import EXHAUSTIVE_GATES, best_chain
@@ -40,6 +41,23 @@ NEARLY_HARD = 0.03  # strides are judged as inference will have it: short ones t
 STIR = 1e-3  # the least stride: where the chain alone stays, something must say who goes deeper
 
 
+class _Rows(NamedTuple):
+    """Held-out rows: what is read of them, every plan's loss, and what each counts in a cost."""
+
+    read: Float[np.ndarray, "N R"]
+    losses: Float[np.ndarray, "N K"]
+    weights: Float[np.ndarray, " N"]
+
+    def at(self, which: np.ndarray) -> "_Rows":
+        return _Rows(*(array[which] for array in self))
+
+    def mean_loss(
+        self, config: DPBertConfig, plans: Array, gate_logits: Array, temperature: float
+    ) -> Float[Array, ""]:
+        table = map(jnp.asarray, self[1:])
+        return mean_loss(config, plans, gate_logits, *table, temperature)
+
+
 def refit_planner(
     config: DPBertConfig, table: PlanTable, losses: Float[np.ndarray, "N K"], seed: int
 ) -> Params:
@@ -53,16 +71,17 @@ def refit_planner(
     plans = jnp.asarray(table.plans)
     basis, mean = _principal_components(table.features), table.features.mean(axis=0)
     read = (table.features - mean) @ basis
+    rows = _Rows(read, losses, np.asarray(row_weights(config, table.lengths)))
     chain = _blind_chain(config, table.plans, losses.mean(axis=0), rank=read.shape[1])
 
     strides = (0.0, 0.0)
     if len(read) >= FOLDS:
         # Who chooses layers leaves the bank, and what a plan outside it is worth is not known.
         layers = STRIDES if config.num_gates <= EXHAUSTIVE_GATES else (0.0,)
-        strides = _cross_validated(config, plans, chain, read, losses, layers, seed)
-    step = _steepest(config, plans, chain, read, losses)
+        strides = _cross_validated(config, plans, chain, rows, layers, seed)
+    step = _steepest(config, plans, chain, rows)
     planner = _stepped(config, chain, step, *strides)
-    planner = _chain_descended(config, plans, planner, read, losses)
+    planner = _chain_descended(config, plans, planner, rows)
     kernel = basis @ planner["input"]["kernel"]
     return {**planner, "input": {"kernel": kernel, "bias": -mean @ kernel}}
 
@@ -81,8 +100,9 @@ def _blind_chain(
     order = plans[best_chain(config, plans, mean_losses)].sum(axis=0)
     even = (CHAIN_SPACE * (order - order.mean())).astype(np.float32)
     planner = _stepped(config, even, np.zeros((rank, 1 + len(even)), np.float32), 0.0, 0.0)
-    mean_row = np.zeros((1, rank), np.float32)
-    planner = _chain_descended(config, jnp.asarray(plans), planner, mean_row, mean_losses[None])
+    nothing_read = np.zeros((1, rank), np.float32)
+    mean_row = _Rows(nothing_read, mean_losses[None], np.ones(1, np.float32))
+    planner = _chain_descended(config, jnp.asarray(plans), planner, mean_row)
     return planner["output"]["bias"]
 
 
@@ -90,23 +110,21 @@ def _chain_descended(
     config: DPBertConfig,
     plans: Float[Array, "K P"],
     planner: Params,
-    read: Float[np.ndarray, "N R"],
-    losses: Float[np.ndarray, "N K"],
+    rows: _Rows,
 ) -> Params:
     """A planner whose chain went downhill, its layers still in order.
 
     What it says of one row against another is kept.
     """
     optimizer = optax.adam(DESCENT_LEARNING_RATE)
-    rows, row_losses = jnp.asarray(read), jnp.asarray(losses)
     rank = planner["output"]["bias"].argsort(kind="stable").argsort()
 
     def of_chain(chain: Any) -> Params:
         return {**planner, "output": {**planner["output"], "bias": chain}}
 
     def loss(chain: Array) -> Array:
-        logits = judge(config, of_chain(chain), rows)
-        return mean_loss(config, plans, logits, row_losses, TEMPERATURE)
+        logits = judge(config, of_chain(chain), jnp.asarray(rows.read))
+        return rows.mean_loss(config, plans, logits, TEMPERATURE)
 
     def advance(_: Any, carried: Any) -> Any:
         chain, state = carried
@@ -126,24 +144,22 @@ def _cross_validated(
     config: DPBertConfig,
     plans: Array,
     chain: Float[np.ndarray, " P"],
-    read: Float[np.ndarray, "N R"],
-    losses: Float[np.ndarray, "N K"],
+    rows: _Rows,
     layer_strides: tuple[float, ...],
     seed: int,
 ) -> tuple[float, float]:
     """The strides, for depth and for layers, that serve the rows best that are left out."""
-    fold = np.random.default_rng(seed).permutation(len(read)) % FOLDS
+    fold = np.random.default_rng(seed).permutation(len(rows.read)) % FOLDS
     tried = list(product(STRIDES, layer_strides))
     found = np.zeros(len(tried))
     for out in range(FOLDS):
-        fitted, left_out = fold != out, fold == out
-        step = _steepest(config, plans, chain, read[fitted], losses[fitted])
+        left_out = rows.at(fold == out)
+        step = _steepest(config, plans, chain, rows.at(fold != out))
         for at, strides in enumerate(tried):
             planner = _stepped(config, chain, step, *strides)
-            logits = judge(config, planner, jnp.asarray(read[left_out]))
-            there = jnp.asarray(losses[left_out])
-            loss = mean_loss(config, plans, logits, there, NEARLY_HARD)
-            found[at] += left_out.mean() * float(loss)
+            logits = judge(config, planner, jnp.asarray(left_out.read))
+            loss = left_out.mean_loss(config, plans, logits, NEARLY_HARD)
+            found[at] += len(left_out.read) / len(rows.read) * float(loss)
     depth, layers = tried[found.argmin()]
     logger.info(
         "Planner refitted: loss %.4f on rows left out, blind to the input %.4f (strides: depth %g, "
@@ -157,8 +173,7 @@ def _steepest(
     config: DPBertConfig,
     plans: Array,
     chain: Float[np.ndarray, " P"],
-    read: Float[np.ndarray, "N R"],
-    losses: Float[np.ndarray, "N K"],
+    rows: _Rows,
 ) -> Float[np.ndarray, "R 1+P"]:
     """Directions from the chain in which the loss falls most: for all gates alike, and for each.
 
@@ -166,9 +181,9 @@ def _steepest(
     what they say of a row has unit variance, over rows (and gates).
     """
     assert config.planner is not None
+    read = rows.read
     logits = bounded(config.planner, jnp.asarray(np.tile(chain, (len(read), 1))))
-    slope_of = jax.grad(mean_loss, argnums=2)
-    slope = slope_of(config, plans, logits, jnp.asarray(losses), TEMPERATURE)
+    slope = jax.grad(lambda x: rows.mean_loss(config, plans, x, TEMPERATURE))(logits)
     wanted = -np.asarray(slope)
     wanted -= wanted.mean(axis=0)
     alike = wanted.mean(axis=1, keepdims=True)

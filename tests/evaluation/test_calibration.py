@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpbert_jax.encoder.flops import layer_flops
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.calibration import budget_grid, calibrate, threshold_for
 from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.inference import make_executor, resolve_rule
-from dpbert_jax.policies.cost import planner_share
+from dpbert_jax.policies.cost import mean_cost, planner_share
 
 distinct = st.lists(st.integers(-1000, 1000), min_size=1, max_size=40, unique=True)
 derandomized = settings(deadline=None, derandomize=True, max_examples=200)
@@ -71,6 +72,26 @@ def test_mean_cost_is_the_budget_on_every_point_of_the_grid(planned_model, rando
     made = predict(execute, full, config, split, batch_size=40, max_seq_length=16)
     assert made.layer_mask.all()
     assert made.cost.mean() == pytest.approx(1 + planner_share(config, split.lengths).mean())
+
+
+def test_the_traffics_flops_are_the_budget_where_they_are_counted(planned_model, random_split):
+    config, params = planned_model
+    assert config.planner is not None
+    planner = dataclasses.replace(config.planner, cost_unit="flops")
+    config, split = dataclasses.replace(config, planner=planner), random_split(40, seed=1)
+    found = calibrate(config, params, split, inputs="x", batch_size=40, max_seq_length=16)
+    config = dataclasses.replace(config, calibration=found)
+    execute = make_executor("masked", config, params)
+    each = layer_flops(config.encoder, split.lengths)
+    for budget in found.budgets[:-1]:
+        rule = resolve_rule(config, budget)
+        made = predict(execute, rule, config, split, batch_size=40, max_seq_length=16)
+        spent = (
+            (made.layer_mask.sum(axis=1) / 4 + planner_share(config, split.lengths)) * each
+        ).sum()
+        assert spent / each.sum() == pytest.approx(budget, abs=each.max() / each.sum() / 4)
+        mean = mean_cost(config, made.cost, split.lengths)
+        assert mean == pytest.approx(spent / each.sum(), rel=1e-5)
 
 
 def test_thresholds_do_not_depend_on_the_batches(planned_model, random_split):

@@ -105,7 +105,7 @@ def test_summary_by_hand():
     spec = GLUE_TASKS["mrpc"]
     dense = {"accuracy": 1.0, "f1": 1.0}
     labels = np.array([0, 1, 1, 1], np.int32)
-    assert evaluation_figures(predictions, spec, labels, dense) == {
+    assert evaluation_figures(predictions, 0.4, spec, labels, dense) == {
         "metrics": {"accuracy": 0.75, "f1": pytest.approx(0.8)},
         "dense_metrics": dense,
         "f1_class": "equivalent",
@@ -113,7 +113,7 @@ def test_summary_by_hand():
         "score_kept": pytest.approx(0.775),
         "mean_layers": 1.75,
         "num_layers": 3,
-        "cost": 0.5,
+        "cost": 0.4,
         "distinct_plans": 3,
         "layer_frequency": [1.0, 0.25, 0.5],
         "seconds": 1.5,
@@ -124,4 +124,5 @@ def test_a_dense_score_of_zero_leaves_the_share_undefined():
     zeros = Predictions(np.eye(2, dtype=np.float32), np.ones((2, 3)), np.ones(2), 1.0)
     spec = custom_spec(("text",), ("no", "yes"))
     dense = {"accuracy": 0.0, "f1": 0.0}
-    assert np.isnan(evaluation_figures(zeros, spec, np.zeros(2, np.int32), dense)["score_kept"])
+    figures = evaluation_figures(zeros, 1.0, spec, np.zeros(2, np.int32), dense)
+    assert np.isnan(figures["score_kept"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.policies.cost import mean_cost
 from dpbert_jax.study.controls import (
     PlansByLength,
     best_mix,
@@ -81,6 +82,17 @@ def test_plans_by_length_meet_the_mean_and_give_to_those_who_need(mean_gates):
     mix = best_mix(PLANS, losses.mean(axis=0), float(gates.sum(axis=1).mean()))
     blind = mixed_plans(CONFIG, mix, 400, 3)[:, 1:]
     assert taken.mean() < their_losses[np.arange(400), [number[p.tobytes()] for p in blind]].mean()
+
+
+def test_plans_by_length_meet_a_mean_of_flops_and_spend_it_where_it_is_cheap():
+    planner = PlannerConfig(stem_layers=1, cost_unit="flops")
+    config = dataclasses.replace(CONFIG, planner=planner)
+    lengths, losses = losses_by_length(800, 0)
+    losses = losses / (lengths[:, None] / 60) ** 2  # a layer is worth as much to short rows
+    by_length = PlansByLength.of(PLANS, losses, lengths)
+    gates = by_length.plans_of(config, lengths, 2.5, seed=3)[:, 1:].sum(axis=1)
+    assert mean_cost(config, gates, lengths) == pytest.approx(2.5, abs=5 / 200)
+    assert gates[lengths < 20].mean() > gates[lengths > 45].mean() + 2
 
 
 def test_few_rows_are_one_group():

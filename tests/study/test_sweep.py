@@ -53,6 +53,11 @@ def test_every_variant_has_its_points(swept):
     for variant in ("random", "shuffled", "mix", "length"):
         assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85]
     assert [point["mean_layers"] for point in of(report, "static")] == [2.0]
+    assert [point["budget"] for point in of(report, "bank")] == [
+        0.7,
+        0.85,
+        1.0,
+    ]  # no model of one layer
     assert all(0 <= point["agreement"] <= 1 for point in report["points"])
 
 
@@ -68,6 +73,16 @@ def test_controls_cost_what_the_planned_point_costs(swept, variant):
     planned_points = of(swept[0], "threshold")[:-1]
     for point, planned in zip(of(swept[0], variant), planned_points, strict=True):
         assert point["mean_layers"] == pytest.approx(planned["mean_layers"], abs=0.06)
+
+
+def test_the_bank_costs_what_the_planned_point_costs_and_ends_at_the_dense_model(swept):
+    report = swept[0]
+    layers = len(report["splits"]["validation"]["insight"]["0.5"]["layer_frequency"])
+    for point, planned in zip(of(report, "bank"), of(report, "threshold")[1:], strict=True):
+        assert point["cost"] == pytest.approx(min(planned["cost"], 1), abs=0.01)
+        assert point["mean_layers"] == pytest.approx(layers * point["cost"], abs=0.01)
+    assert of(report, "bank")[-1]["agreement"] == 1
+    assert of(report, "bank")[-1]["score_kept"] == 1
 
 
 def test_planned_points_are_timed(swept):
@@ -91,6 +106,8 @@ def test_a_control_that_was_not_trained_is_refused_by_name_and_left_out_of_all(t
     flags = {"model_name_or_path": str(tiny_run), "budget": [0.7], "repeats": 0, "draws": 1}
     with pytest.raises(UserError, match=r"--controls pabee: .*dpbert baselines"):
         sweep(SweepArguments(output_dir=str(tmp_path), controls=["pabee"], **flags))
+    with pytest.raises(UserError, match=r"--controls bank: .* no static models"):
+        sweep(SweepArguments(output_dir=str(tmp_path), controls=["bank"], **flags))
     report = sweep(SweepArguments(output_dir=str(tmp_path), plan_rules=["threshold"], **flags))
     assert {p["variant"] for p in report["points"]} == {
         "threshold",

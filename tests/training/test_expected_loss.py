@@ -20,9 +20,13 @@ def test_expected_loss_is_that_of_independent_gates_at_the_share(share):
     random = np.random.default_rng(0)
     logits = random.standard_normal((6, 3)).astype(np.float32)
     plans, losses = all_plans(CONFIG), random.random((6, 8)).astype(np.float32)
-    found = expected_loss(*map(jnp.asarray, (logits, plans, losses)), jnp.float32(share))
+    counted = np.array([1, 2, 0.5, 1, 3, 1], np.float32)
+    found = expected_loss(*map(jnp.asarray, (logits, plans, losses, counted)), jnp.float32(share))
     thresholds = np.linspace(-8, 8, 200_001)
-    mean = [(1 / (1 + np.exp(t - logits))).mean() for t in thresholds[::100]]
+    mean = [
+        np.average((1 / (1 + np.exp(t - logits))).mean(axis=1), weights=counted)
+        for t in thresholds[::100]
+    ]
     threshold = np.interp(-share, -np.array(mean), thresholds[::100])
     gates = 1 / (1 + np.exp(threshold - logits))
     wanted = 0.0
@@ -37,7 +41,8 @@ def test_its_gradient_is_that_of_finite_differences():
     logits = jnp.asarray(random.standard_normal((4, 3)), jnp.float32)
     plans = jnp.asarray(all_plans(CONFIG)[1:])  # a bank
     losses = jnp.asarray(random.random((4, 7)), jnp.float32)
-    value = jax.jit(lambda x: expected_loss(x, plans, losses, jnp.float32(0.5)))
+    counted = jnp.array([1.0, 2.0, 0.5, 1.0])
+    value = jax.jit(lambda x: expected_loss(x, plans, losses, counted, jnp.float32(0.5)))
     gradient = jax.grad(value)(logits)
     for index in np.ndindex(4, 3):
         moved = [float(value(logits.at[index].add(step))) for step in (2e-2, -2e-2)]

@@ -18,7 +18,7 @@ def test_plan_losses_are_scipys_divergence_from_the_teacher():
     random = np.random.default_rng(2)
     logits, teacher = random.standard_normal((5, 8, 3)), random.standard_normal((5, 3))
     logits[:, 6] = teacher + 1.0  # the teacher's probabilities
-    table = PlanTable(all_plans(CONFIG), logits.astype(np.float32), np.zeros((5, 1)))
+    table = PlanTable(all_plans(CONFIG), logits.astype(np.float32), np.zeros((5, 1)), np.ones(5))
     found = plan_losses(table, teacher.astype(np.float32), SINGLE_LABEL)
     wanted = rel_entr(softmax(teacher[:, None], axis=2), softmax(logits, axis=2)).sum(axis=2)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -29,7 +29,7 @@ def test_plan_losses_of_several_labels_are_the_mean_divergence_of_each():
     random = np.random.default_rng(2)
     logits, teacher = random.standard_normal((5, 8, 3)), random.standard_normal((5, 3))
     logits[:, 6] = teacher
-    table = PlanTable(all_plans(CONFIG), logits.astype(np.float32), np.zeros((5, 1)))
+    table = PlanTable(all_plans(CONFIG), logits.astype(np.float32), np.zeros((5, 1)), np.ones(5))
     found = plan_losses(table, teacher.astype(np.float32), MULTI_LABEL)
     yes, said = expit(teacher)[:, None], expit(logits)
     wanted = (rel_entr(yes, said) + rel_entr(1 - yes, 1 - said)).mean(axis=2)
@@ -39,7 +39,7 @@ def test_plan_losses_of_several_labels_are_the_mean_divergence_of_each():
 
 def test_plan_losses_of_a_regression_are_squared_differences():
     logits, teacher = np.array([[[1.0], [3.0]], [[0.5], [-2.0]]]), np.array([[1.0], [0.0]])
-    table = PlanTable(all_plans(CONFIG)[:2], logits, np.zeros((2, 1)))
+    table = PlanTable(all_plans(CONFIG)[:2], logits, np.zeros((2, 1)), np.ones(2))
     np.testing.assert_allclose(plan_losses(table, teacher, REGRESSION), [[0, 4], [0.25, 4]])
 
 

@@ -12,6 +12,7 @@ from scipy.special import expit, log_softmax, rel_entr, softmax
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.encoder.operations import fold_rows
 from dpbert_jax.inference import make_executor, resolve_rule
+from dpbert_jax.policies.cost import row_weights
 from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dpbert_jax.training.objective import (
@@ -136,21 +137,25 @@ def test_joint_gradient_does_not_depend_on_the_shards(params, batch):
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(four["planner"]))
 
 
-def test_joint_gates_cost_the_budget_on_average(params, batch):
+@pytest.mark.parametrize("unit", ["rows", "flops"])
+def test_joint_gates_cost_the_budget_on_average(params, batch, unit):
     """Many draws of one step's gates: their mean is the share that the step's budget pays for."""
-    moment, lowest = Moment(KEY, jnp.float32(0.5), "batch"), CONFIG.planner.min_budget
+    config = dataclasses.replace(CONFIG, planner=PlannerConfig(cost_unit=unit))
+    moment, lowest = Moment(KEY, jnp.float32(0.5), "batch"), config.planner.min_budget
 
     @jax.jit
     def gates(draw):
         keys = jax.vmap(lambda key: jax.random.fold_in(key, draw))(row_keys())
-        forward = partial(joint_forward, DPBert(CONFIG), params)
+        forward = partial(joint_forward, DPBert(config), params)
         mapped = jax.vmap(lambda b: forward(b, keys, moment), axis_name="batch")
         return mapped(jax.tree.map(lambda x: x[None], batch)).gates[0]
 
-    counted = (batch["weights"] * planned_rows(batch["positions"])) > 0
-    mean = np.mean([gates(draw)[counted] for draw in range(300)])
+    lengths = np.asarray(batch["attention_mask"].sum(axis=1))
+    counted = batch["weights"] * planned_rows(batch["positions"]) * row_weights(config, lengths)
+    each = np.mean([gates(draw).mean(axis=1) for draw in range(300)], axis=0)
+    mean = np.average(each, weights=np.asarray(counted))
     budget = jax.random.uniform(KEY, minval=lowest, maxval=1.0)
-    wanted = share_of_gates(CONFIG, budget, batch["input_ids"].shape[1])
+    wanted = share_of_gates(config, budget, batch["input_ids"].shape[1])
     assert mean == pytest.approx(float(wanted), abs=0.03)
 
 

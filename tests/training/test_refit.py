@@ -25,7 +25,8 @@ def two_kinds():
     features[:, 0] = 30.0 + 3 * (2 * kind - 1)  # far from the origin
     plans = all_plans(CONFIG)
     served = np.where(kind[:, None] > 0, plans[None, :, 2], plans[None, :, 0])
-    return kind, PlanTable(plans, np.zeros((400, 8, 2)), features), (1 - served).astype(np.float32)
+    table = PlanTable(plans, np.zeros((400, 8, 2)), features, np.full(400, 16))
+    return kind, table, (1 - served).astype(np.float32)
 
 
 def test_it_finds_which_rows_need_which_layer(two_kinds):
@@ -61,12 +62,26 @@ def test_rows_are_told_apart_only_where_it_pays():
     dear = np.exp(0.4 * features[:, 0] + 0.5 * random.standard_normal(400))
     left = np.array([2.0, 1.0, 0.1])[plans[:, :2].sum(axis=1).astype(int)]
     left[(plans == 1).all(axis=1)] = 0.08
-    table = PlanTable(plans, np.zeros((400, 8, 2)), features)
+    table = PlanTable(plans, np.zeros((400, 8, 2)), features, np.full(400, 16))
     planner = refit_planner(CONFIG, table, np.outer(dear, left).astype(np.float32), seed=0)
     logits = np.asarray(judge(CONFIG, planner, jnp.asarray(features)))
     third, second, _ = np.sort(logits, axis=1).T
     assert second.min() > third.max()
     assert np.corrcoef(second, features[:, 0])[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("unit", ["rows", "flops"])
+def test_layers_go_to_short_rows_where_flops_are_counted(hard_and_easy, unit):
+    """All rows gain alike by a layer; the first feature tells the long ones."""
+    long, table, losses = hard_and_easy
+    gain = np.random.default_rng(1).uniform(0.9, 1.1, (len(losses), 1)).astype(np.float32)
+    losses = gain * losses[long > 0][0]
+    table = table._replace(lengths=np.where(long > 0, 60, 10))
+    config = dataclasses.replace(CONFIG, planner=PlannerConfig(cost_unit=unit))
+    planner = refit_planner(config, table, losses, seed=0)
+    logits = np.asarray(judge(config, planner, jnp.asarray(table.features)))
+    lead = logits[long == 0].mean() - logits[long > 0].mean()
+    assert lead > 1.0 if unit == "flops" else abs(lead) < 0.3
 
 
 def test_features_that_say_nothing_are_left_aside(hard_and_easy):
@@ -78,8 +93,8 @@ def test_features_that_say_nothing_are_left_aside(hard_and_easy):
 
 
 def test_a_single_row_tells_nothing_of_others(hard_and_easy):
-    _, (plans, logits, features), losses = hard_and_easy
-    one = PlanTable(plans, logits[:1], features[:1])
+    _, (plans, logits, features, lengths), losses = hard_and_easy
+    one = PlanTable(plans, logits[:1], features[:1], lengths[:1])
     planner = refit_planner(CONFIG, one, losses[:1], seed=0)
     found = np.asarray(judge(CONFIG, planner, jnp.asarray(features)))
     assert np.isfinite(found).all() and not np.ptp(found, axis=0).any()
@@ -92,7 +107,7 @@ def test_with_nine_planned_layers_every_row_follows_the_best_chain_of_the_bank()
     features = random.standard_normal((200, 2 * TINY.hidden_size + 1)).astype(np.float32)
     left = 1 - plans.sum(axis=1) / 9 + 0.3 * random.random(len(plans))
     losses = np.outer(np.exp(features[:, 0]), left).astype(np.float32)
-    table = PlanTable(plans, np.zeros((200, len(plans), 2)), features)
+    table = PlanTable(plans, np.zeros((200, len(plans), 2)), features, np.full(200, 16))
     planner = refit_planner(deep, table, losses, seed=0)
     logits = np.asarray(judge(deep, planner, jnp.asarray(features)))
     chain = plans[best_chain(deep, plans, losses.mean(axis=0))]
