@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    """Where a verb's `main` is, what it does, and whether it trains."""
+    """Where a verb's `main` is, what it does, whether it trains, and what it needs."""
 
     module: str
     summary: str
     trains: bool = False
+    extra: str = "train"  # what it needs, of this package's
 
 
 VERBS = {
@@ -21,6 +22,9 @@ VERBS = {
     "baselines": Verb("study.baselines", "train static models and early exits of a run", True),
     "sweep": Verb("study.sweep", "a run's whole curve, beside controls at the same cost"),
     "seeds": Verb("study.seeds", "means and deviations over the sweeps of several seeds"),
+    "serve": Verb(
+        "serve.command", "answer over HTTP, at a latency that holds under load", extra="serve"
+    ),
     "export": Verb("export.command", "write a run for PyTorch, ONNX or StableHLO"),
     "benchmark": Verb("benchmark.command", "time what skipping is worth, beside other runtimes"),
     "benchmark-training": Verb("benchmark.training", "time a training step beside PyTorch", True),
@@ -52,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         print(
             f"error: dpbert {verb} needs {error.name}, which is not installed: "
-            "pip install 'dpbert-jax[train]'.",
+            f"pip install 'dpbert-jax[{VERBS[verb].extra}]'.",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -107,8 +107,12 @@ class Encoder:
         self._whole.no_padding()
         self._cutting.no_padding()
 
-    def encode(self, texts: Texts, longest: int, truncation: bool) -> Encoded:
+    def encode(
+        self, texts: Texts, longest: int, truncation: bool, direction: str = "right"
+    ) -> Encoded:
         """Token ids, cut to `longest` tokens where longer: of pairs, the longer text first.
+
+        `direction` is the end that is cut, right or left.
 
         Raises:
             UserError: `longest` leaves no room for text, or texts are longer and `truncation` is
@@ -130,7 +134,7 @@ class Encoder:
             )
         if over:
             logger.warning("%d of %d texts were cut to %d tokens.", len(over), len(texts), longest)
-            self._cutting.enable_truncation(longest, strategy="longest_first")
+            self._cutting.enable_truncation(longest, strategy="longest_first", direction=direction)
             cut = self._cutting.encode_batch([texts[i] for i in over])
             for i, encoding in zip(over, cut, strict=True):
                 encodings[i] = encoding

@@ -1,0 +1,224 @@
+"""The HTTP application: routes of three protocols around one service."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import StarletteHTTPException
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from dpbert_jax.serve import kserve, protocol
+from dpbert_jax.serve.errors import Refused, Unhealthy
+from dpbert_jax.serve.guard import Guard, refusal
+from dpbert_jax.serve.service import Answered, Service
+
+
+class Gone(Exception):
+    """The client has left: nobody reads the answer."""
+
+
+def make_app(service: Service) -> FastAPI:
+    """The application; it begins to warm the model as it starts, and is live meanwhile."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.get_running_loop().create_task(service.start())
+        yield
+        if not starting.done():
+            starting.cancel()
+        await service.close()
+
+    app = FastAPI(
+        title="dpbert",
+        version=version("dpbert-jax"),
+        description="BERT, whose layers a planner chooses for every input.",
+        lifespan=lifespan,
+    )
+    args = service.args
+    app.add_middleware(
+        Guard,
+        metrics=service.metrics,
+        max_bytes=args.max_request_bytes,
+        body_seconds=args.body_timeout_ms / 1000,
+        max_requests=args.max_concurrent_requests,
+        api_key=args.api_key,
+    )
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return refusal(error)
+
+    @app.exception_handler(Gone)
+    async def gone(request: Request, error: Gone) -> Response:
+        service.metrics.gone.inc()
+        return Response(status_code=499)  # nobody receives it; nginx's number, for the metrics
+
+    @app.exception_handler(StarletteHTTPException)
+    async def unknown(request: Request, error: StarletteHTTPException) -> Response:
+        body = {"error": str(error.detail), "error_type": "Validation"}
+        return JSONResponse(body, error.status_code, error.headers)
+
+    _add_health(app, service)
+    _add_predict(app, service)
+    _add_kserve(app, service)
+    return app
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Answered]) -> Answered:
+    """Awaits the work; drops it as soon as the client has left."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    await request.body()  # then what comes next is that the client left
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(left())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise Gone
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """The body of a route that reads it itself, for the OpenAPI page."""
+    content = {"application/json": {"schema": kind.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    backend, args = service.backend, service.args
+
+    def ready() -> dict[str, Any]:
+        if not service.ready:
+            raise Unhealthy("The server is not ready.")
+        return {}
+
+    @app.get("/health", summary="200 where the model is ready to answer, or else 503")
+    async def health() -> dict[str, Any]:
+        return ready()
+
+    @app.get("/info", summary="The model and the server's limits")
+    async def info() -> dict[str, Any]:
+        names = backend.config.encoder.label_names
+        planner = backend.config.planner
+        return {
+            "model_id": backend.model_id,
+            "model_type": {
+                "classifier": {
+                    "id2label": {str(i): name for i, name in enumerate(names)},
+                    "label2id": {name: i for i, name in enumerate(names)},
+                }
+            },
+            "max_concurrent_requests": args.max_concurrent_requests,
+            "max_input_length": backend.max_seq_length,
+            "max_batch_tokens": args.max_batch_tokens,
+            "max_batch_requests": args.max_batch_size,
+            "max_client_batch_size": args.max_client_batch_size,
+            "auto_truncate": False,
+            "version": version("dpbert-jax"),
+            "backend": backend.name,
+            "num_layers": backend.config.encoder.num_hidden_layers,
+            "problem_type": backend.config.encoder.problem_type,
+            "budgets": service.batcher.budgets,
+            "budget_range": [planner.min_budget, planner.max_budget] if planner else None,
+        }
+
+    @app.get("/status", summary="Queue, budget and latency of the last seconds")
+    async def status() -> dict[str, Any]:
+        return service.status()
+
+    @app.get("/metrics", summary="For Prometheus")
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v2/health/live", summary="Whether the server runs")
+    async def live() -> dict[str, Any]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready", summary="Whether it answers")
+    async def is_ready() -> dict[str, Any]:
+        return {**ready(), "ready": True}
+
+
+def _add_predict(app: FastAPI, service: Service) -> None:
+    encoder = service.backend.config.encoder
+
+    @app.post(
+        "/predict",
+        summary="Classify texts, as text-embeddings-inference does",
+        openapi_extra=_schema(protocol.PredictBody),
+    )
+    async def predict(request: Request, response: Response) -> Any:
+        body: protocol.PredictBody = protocol.read_body(protocol.PredictBody, await request.body())
+        texts, single = protocol.texts_of(body.inputs)
+        work = service.answer(
+            texts,
+            budget=body.budget,
+            truncate=body.truncate,
+            direction=body.truncation_direction.lower(),
+        )
+        answered = await while_connected(request, work)
+        response.headers.update(protocol.headers_of(answered.texts))
+        return protocol.predict_answer(encoder, answered.texts, body, single)
+
+    @app.post(
+        "/v1/classify",
+        summary="Classify texts, as vLLM does",
+        openapi_extra=_schema(protocol.ClassifyBody),
+    )
+    async def classify(request: Request, response: Response) -> Any:
+        body: protocol.ClassifyBody = protocol.read_body(
+            protocol.ClassifyBody, await request.body()
+        )
+        inputs = [body.input] if isinstance(body.input, str) else body.input
+        texts, _ = protocol.texts_of([[text] for text in inputs])
+        answered = await while_connected(request, service.answer(texts, budget=body.budget))
+        response.headers.update(protocol.headers_of(answered.texts))
+        name = service.backend.model_id
+        return protocol.classify_answer(encoder, name, answered.texts, answered.tokens)
+
+
+def _add_kserve(app: FastAPI, service: Service) -> None:
+    backend = service.backend
+    encoder = backend.config.encoder
+
+    def known(model: str) -> str:
+        if model != backend.model_id:
+            raise StarletteHTTPException(404, f"There is no model '{model}'.")
+        return model
+
+    @app.get("/v2", summary="The server")
+    async def server() -> dict[str, Any]:
+        extensions = ["binary_tensor_data"]
+        return {"name": "dpbert", "version": version("dpbert-jax"), "extensions": extensions}
+
+    @app.get("/v2/models/{model}", summary="The model's inputs and outputs")
+    async def described(model: str) -> dict[str, Any]:
+        return kserve.metadata(known(model), encoder)
+
+    @app.get("/v2/models/{model}/ready", summary="Whether the model answers")
+    async def model_ready(model: str) -> dict[str, Any]:
+        known(model)
+        if not service.ready:
+            raise Unhealthy("The server is not ready.")
+        return {"name": model, "ready": True}
+
+    @app.post("/v2/models/{model}/infer", summary="Classify texts, as KServe does")
+    async def infer(model: str, request: Request) -> Any:
+        known(model)
+        length = request.headers.get("inference-header-content-length")
+        number = int(length) if length and length.isdigit() else None
+        asked = kserve.read_infer(await request.body(), number)
+        work = service.answer(asked.texts, budget=asked.budget, truncate=True)
+        answered = await while_connected(request, work)
+        return kserve.infer_answer(encoder, model, asked, answered.texts)

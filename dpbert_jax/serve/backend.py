@@ -1,0 +1,209 @@
+"""What answers: this library in JAX, or an ONNX export in onnxruntime, behind one function."""
+
+import importlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dpbert_jax.config import DPBertConfig, read_config
+from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.errors import UserError
+from dpbert_jax.hub import load_tokenizer
+from dpbert_jax.integrity import verify
+from dpbert_jax.model import Model
+from dpbert_jax.policies.protocol import Planned
+from dpbert_jax.policies.rule import Rule, check_budget, resolve_rule
+from dpbert_jax.run_folder import EXPORT_CONFIG, read_max_seq_length
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("jax", "onnx")
+AUTO = "auto"
+SMALL_BATCH = 8  # rows that a small batch is filled up to, so that few shapes are compiled
+PADDING = 1.15  # padded tokens for each real one that a batch of onnxruntime may have
+
+
+class Answers(NamedTuple):
+    """What was said of N texts."""
+
+    logits: np.ndarray  # [N, C]
+    layer_mask: np.ndarray  # [N, L]
+    cost: np.ndarray  # [N], share of the dense FLOPs
+
+
+# Logits and layer_mask of rows, each at a budget of its own.
+Run = Callable[[TokenizedSplit, Sequence[float]], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A model, ready to answer."""
+
+    name: str
+    model_id: str  # the folder's name, or the hub id
+    config: DPBertConfig
+    tokenizer: Any
+    max_seq_length: int
+    run: Run
+    warm_up: Callable[[], None]
+
+    def answer(self, rows: TokenizedSplit, budgets: Sequence[float]) -> Answers:
+        """Answers rows, each at its budget; the caller has checked the budgets."""
+        logits, layer_mask = self.run(rows, budgets)
+        return Answers(logits, layer_mask, Planned(self.config).cost(layer_mask, rows.lengths))
+
+    def check_budget(self, budget: float) -> None:
+        """Refuses a budget that the model cannot be asked for.
+
+        Raises:
+            UserError: names the range.
+        """
+        check_budget(self.config, budget)
+
+
+def open_backend(model_name_or_path: str, name: str, max_batch_size: int) -> Backend:
+    """Loads a run or an ONNX export; `auto` takes what the folder holds.
+
+    Raises:
+        UserError: the folder is neither, its files have been changed, or a package is missing.
+    """
+    folder = Path(model_name_or_path)
+    exported = _exported_format(folder)
+    if name == AUTO:
+        name = "onnx" if exported == "onnx" else "jax"
+        held = "an ONNX export" if name == "onnx" else "no ONNX export"
+        logger.info("--backend auto is %s: %s is %s.", name, folder, held)
+    if name == "onnx":
+        if exported != "onnx":
+            raise UserError(
+                f"--backend onnx: {folder} is no ONNX export; write one with `dpbert export "
+                f"{folder} --format onnx --output_dir FOLDER`, and serve that folder."
+            )
+        return _onnx_backend(folder)
+    if exported == "onnx":
+        raise UserError(f"--backend jax: {folder} is an ONNX export; name the run that it is of.")
+    return _jax_backend(Model.from_pretrained(model_name_or_path), max_batch_size)
+
+
+def _exported_format(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / EXPORT_CONFIG).read_text(encoding="utf-8")).get("format")
+    except (OSError, ValueError):
+        return None
+
+
+def _jax_backend(model: Model, max_batch_size: int) -> Backend:
+    """`cond` for a text alone; for more of them `packed` on a CPU, `chunked` elsewhere."""
+    config, longest = model.config, model.max_seq_length
+    one = model.executor("cond")
+    many = model.executor("packed" if jax.default_backend() == "cpu" else "chunked")
+    sizes = sorted({min(SMALL_BATCH, max_batch_size), max_batch_size})
+    buckets = sorted({max(longest // part, 1) for part in (4, 2)})
+
+    def run(rows: TokenizedSplit, budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        rules = [resolve_rule(config, budget) for budget in budgets]
+        alone = len(rows) == 1
+        size = 1 if alone else next((s for s in sizes if s >= len(rows)), len(rows))
+        thresholds = np.array([[rule.threshold] for rule in rules], np.float32)
+        rule = rules[0] if alone else Rule(budgets[0], thresholds, config.num_gates)
+        logits = np.zeros((len(rows), config.encoder.num_labels), np.float32)
+        layer_mask = np.zeros((len(rows), config.encoder.num_hidden_layers), np.float32)
+        made = batches(
+            rows,
+            size,
+            longest,
+            pad_token_id=config.encoder.pad_token_id,
+            length_buckets=None if alone else buckets,
+        )
+        for batch in made:
+            output = (one if alone else many)(batch, rule.of_rows(batch["indices"]))
+            real = batch["indices"] >= 0
+            logits[batch["indices"][real]] = np.asarray(output.logits)[real]
+            layer_mask[batch["indices"][real]] = np.asarray(output.layer_mask)[real]
+        return logits, layer_mask
+
+    def warm_up() -> None:
+        model.warm_up()
+        for size in sizes:
+            for length in [*buckets, longest]:
+                run(blank_rows(size, length), [1.0] * size)
+
+    folder = model.folder
+    name = folder.name if folder else "model"
+    return Backend("jax", name, config, model.tokenizer, longest, run, warm_up)
+
+
+def blank_rows(number: int, length: int) -> TokenizedSplit:
+    """Rows of padding's id that are read as text: what shapes are warmed and timed with."""
+    return TokenizedSplit(
+        np.zeros(number * length, np.int32),
+        np.zeros(number * length, np.int8),
+        np.arange(number + 1, dtype=np.int64) * length,
+        None,
+    )
+
+
+def _onnx_backend(folder: Path) -> Backend:
+    try:
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+    except ImportError:
+        raise UserError(
+            "--backend onnx needs onnxruntime, not installed: pip install 'dpbert-jax[onnx]'."
+        ) from None
+    verify(folder)
+    config, tokenizer = read_config(folder), load_tokenizer(folder)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of the budget's default, which is meant
+    session = onnxruntime.InferenceSession(
+        folder / "model.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    longest = read_max_seq_length(folder) or config.encoder.longest_input
+    names = config.encoder.inputs
+    outputs = ["logits", "layer_mask"] if config.planner else ["logits"]
+
+    def run(rows: TokenizedSplit, budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        logits = np.zeros((len(rows), config.encoder.num_labels), np.float32)
+        layer_mask = np.ones((len(rows), config.encoder.num_hidden_layers), np.float32)
+        for group in even_groups(rows.lengths, np.asarray(budgets)):
+            [batch] = batches(
+                rows.take(group),
+                len(group),
+                longest,
+                pad_token_id=config.encoder.pad_token_id,
+                length_buckets=[int(rows.lengths[group].max())],
+            )
+            inputs: dict[str, Any] = {name: np.int64(batch[name]) for name in names}
+            if config.planner:
+                inputs["budget"] = np.array(budgets[group[0]], np.float32)
+            at = group[batch["indices"]]
+            logits[at], *planned = session.run(outputs, inputs)
+            if planned:
+                layer_mask[at] = planned[0]
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the model computes NaN or infinity")
+        return logits, layer_mask
+
+    def warm_up() -> None:
+        for length in (1, longest):
+            run(blank_rows(1, length), [1.0])
+
+    return Backend("onnx", folder.name, config, tokenizer, longest, run, warm_up)
+
+
+def even_groups(lengths: np.ndarray, budgets: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of one budget and of about one length: as few groups as keep padding below a share."""
+    order = np.lexsort((-lengths, budgets))
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end < len(order) and budgets[order[end]] == budgets[order[start]]:
+            group = order[start : end + 1]
+            if lengths[group[0]] * len(group) <= PADDING * lengths[group].sum():
+                continue
+        yield order[start:end]
+        start = end

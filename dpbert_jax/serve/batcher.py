@@ -1,0 +1,201 @@
+"""The queue: texts of all requests in one line, served in batches as the policy decides."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dpbert_jax.data import TokenizedSplit
+from dpbert_jax.serve.backend import Backend
+from dpbert_jax.serve.errors import Overloaded, Unanswered
+from dpbert_jax.serve.metrics import Metrics
+from dpbert_jax.serve.policy import ArrivalRate, Policy, Queue
+
+logger = logging.getLogger(__name__)
+
+MEMORY = 100.0  # texts that the mean number of tokens looks back
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text's answer, once it is there."""
+
+    logits: np.ndarray  # [C]
+    layer_mask: np.ndarray  # [L]
+    cost: float
+    budget: float
+    queued: float  # seconds in the queue
+    seconds: float  # that its batch took
+
+
+@dataclass(eq=False)
+class _Waiting:
+    token_ids: np.ndarray
+    type_ids: np.ndarray
+    budget: float | None  # None: the dial's
+    arrived: float
+    answer: asyncio.Future = field(repr=False)
+
+
+class Batcher:
+    """One line, one worker thread: a batch at a time, as a single CPU or accelerator has it."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        budgets: Sequence[float],
+        metrics: Metrics,
+        *,
+        max_batch_tokens: int,
+        max_queue: int,
+        max_queue_seconds: float,
+    ) -> None:
+        """`budgets`: the policy's levels, from the largest down."""
+        self.budgets = tuple(budgets)
+        self.budget = self.budgets[0]  # that the dial stands at
+        self._backend, self._metrics = backend, metrics
+        self._max_tokens, self._max_queue = max_batch_tokens, max_queue
+        self._max_seconds = max_queue_seconds
+        self._line: deque[_Waiting] = deque()
+        self._changed = asyncio.Event()
+        self._rate = ArrivalRate()
+        self._tokens = 0.0  # of a text, mean of those that came of late
+        self._closing = False
+        self._worker = ThreadPoolExecutor(1, "inference")
+        self._task: asyncio.Task | None = None
+
+    def start(self, policy: Policy) -> None:
+        """Begins to serve, in the running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._serve(policy))
+
+    async def close(self) -> None:
+        """Serves all that was accepted, and ends."""
+        self._closing = True
+        self._changed.set()
+        if self._task is not None:
+            await self._task
+        self._worker.shutdown()
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    async def answer(self, rows: TokenizedSplit, budget: float | None) -> list[Text]:
+        """Queues a request's texts and waits for them all.
+
+        A caller that is cancelled takes its texts out of the line.
+
+        Raises:
+            Overloaded: the line is full, or they waited for too long.
+            Unanswered: the model has no answer.
+        """
+        if len(self._line) + len(rows) > self._max_queue or self._closing:
+            raise Overloaded(f"{len(self._line)} texts are waiting: try again later.")
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        waiting = [
+            _Waiting(
+                rows.token_ids[start:end],
+                rows.type_ids[start:end],
+                budget,
+                now,
+                loop.create_future(),
+            )
+            for start, end in zip(rows.offsets, rows.offsets[1:], strict=False)
+        ]
+        for each in waiting:
+            self._rate.arrived(now)
+            self._tokens += (len(each.token_ids) - self._tokens) / MEMORY
+            self._line.append(each)
+        self._metrics.queue.set(len(self._line))
+        self._changed.set()
+        try:
+            return list(await asyncio.gather(*(each.answer for each in waiting)))
+        finally:
+            for each in waiting:
+                each.answer.cancel()
+
+    async def _serve(self, policy: Policy) -> None:
+        while True:
+            self._drop()
+            if not self._line:
+                if self._closing:
+                    return
+                await self._event(None)
+                continue
+            now = time.monotonic()
+            oldest = now - self._line[0].arrived
+            queue = Queue(len(self._line), oldest, self._rate.at(now), self._tokens)
+            decision = policy.decide(queue)
+            if decision.rows == 0 and not self._closing:
+                # Whoever waits is asked for again before their time is up.
+                left = max(self._max_seconds - oldest, 0.0)
+                wait = left if decision.wait is None else min(decision.wait, left)
+                await self._event(wait)
+                continue
+            self.budget = self.budgets[decision.level]
+            await self._run(self._taken(decision.rows or len(self._line)), self.budget)
+
+    async def _event(self, seconds: float | None) -> None:
+        """Waits for something to change, at most so long."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), seconds)
+
+    def _drop(self) -> None:
+        """Takes those out of the line whose client has gone, or who waited too long."""
+        now, kept = time.monotonic(), deque()
+        for each in self._line:
+            if each.answer.done():
+                continue
+            if now - each.arrived > self._max_seconds:
+                seconds = f"{self._max_seconds:g} seconds"
+                each.answer.set_exception(Overloaded(f"No answer within {seconds} in the queue."))
+                self._metrics.expired.inc()
+                continue
+            kept.append(each)
+        self._line = kept
+        self._metrics.queue.set(len(kept))
+
+    def _taken(self, rows: int) -> list[_Waiting]:
+        """The oldest so many, fewer where their tokens exceed a batch's."""
+        taken, tokens = [], 0
+        while self._line and len(taken) < rows:
+            tokens += len(self._line[0].token_ids)
+            if taken and tokens > self._max_tokens:
+                break
+            taken.append(self._line.popleft())
+        return taken
+
+    async def _run(self, taken: list[_Waiting], budget: float) -> None:
+        began = time.monotonic()
+        rows = TokenizedSplit(
+            np.concatenate([each.token_ids for each in taken]),
+            np.concatenate([each.type_ids for each in taken]),
+            np.cumsum([0, *(len(each.token_ids) for each in taken)], dtype=np.int64),
+            None,
+        )
+        budgets = [budget if each.budget is None else each.budget for each in taken]
+        loop = asyncio.get_running_loop()
+        try:
+            answers: Any = await loop.run_in_executor(
+                self._worker, self._backend.answer, rows, budgets
+            )
+        except Exception:  # whatever it is, this batch has no answer, and the server lives on
+            logger.exception("A batch of %d texts has no answer.", len(taken))
+            self._metrics.failed.inc(len(taken))
+            for each in taken:
+                if not each.answer.done():
+                    each.answer.set_exception(Unanswered("The model has no answer to this batch."))
+            return
+        seconds = time.monotonic() - began
+        for i, each in enumerate(taken):
+            if not each.answer.done():
+                found = (answers.logits[i], answers.layer_mask[i], float(answers.cost[i]))
+                each.answer.set_result(Text(*found, budgets[i], began - each.arrived, seconds))
+        self._metrics.batch(rows, answers, budget, seconds, [began - e.arrived for e in taken])

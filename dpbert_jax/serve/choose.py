@@ -1,0 +1,79 @@
+"""From flags to the budgets of the dial and the policy that decides on batches."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.serve.arguments import ServeArguments
+from dpbert_jax.serve.backend import Backend
+from dpbert_jax.serve.dial import QueueDial, solve_for_target
+from dpbert_jax.serve.measure import measured
+from dpbert_jax.serve.policy import Decision, FixedSize, Greedy, Policy, Queue
+from dpbert_jax.serve.smdp import Service
+
+logger = logging.getLogger(__name__)
+
+LEVELS = 5  # budgets that the dial moves between
+LOADS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.1, 1.3, 1.6, 2.0, 2.5)  # of what full budget bears
+
+
+def budgets_of(args: ServeArguments, backend: Backend) -> tuple[float, ...]:
+    """The budgets of the dial, from the largest down.
+
+    Raises:
+        UserError: the model cannot be asked for them.
+    """
+    config = backend.config
+    largest = args.budget
+    if largest is None:
+        largest = config.default_budget if config.default_budget is not None else 1.0
+    lowest = largest if args.min_budget is None else args.min_budget
+    if lowest > largest:
+        raise UserError(f"--min_budget is {lowest}, above the budget, {largest}.")
+    budgets = sorted({float(b) for b in np.linspace(lowest, largest, LEVELS)}, reverse=True)
+    planner = config.planner
+    if planner is not None and planner.max_budget < 1 and budgets[0] == 1.0:
+        # Between what was trained for and all layers there is nothing to ask for.
+        budgets = [1.0, *(b for b in budgets if b <= planner.max_budget)]
+    for budget in budgets:
+        backend.check_budget(budget)
+    return tuple(budgets)
+
+
+@dataclass(frozen=True)
+class ByLength:
+    """A policy for each length of texts: what batches take depends on it."""
+
+    lengths: tuple[int, ...]  # ascending
+    policies: tuple[Policy, ...]
+
+    def decide(self, queue: Queue) -> Decision:
+        at = min(int(np.searchsorted(self.lengths, queue.tokens)), len(self.lengths) - 1)
+        return self.policies[at].decide(queue)
+
+
+def choose_policy(args: ServeArguments, backend: Backend, budgets: tuple[float, ...]) -> Policy:
+    """The policy of the flags, for latencies measured on this machine where it needs them."""
+    plain: Policy = Greedy(args.max_batch_size)
+    if args.policy == "fixed":
+        plain = FixedSize(args.batch_size, args.batch_timeout_ms / 1000)
+    if args.policy != "smdp" and len(budgets) == 1:
+        return plain
+    found = measured(backend, args.max_batch_size, budgets[-1], args.measure)
+    target = args.target_p95_ms / 1000
+    policies: list[Policy] = []
+    for length in found.lengths:
+        service = found.service(length, budgets)
+        if args.policy == "smdp":
+            policies.append(solve_for_target(service, budgets, rates_of(service), target))
+        else:
+            policies.append(QueueDial(plain, service.seconds, target))
+    return ByLength(tuple(found.lengths), tuple(policies))
+
+
+def rates_of(service: Service) -> list[float]:
+    """Arrival rates to solve for, as shares of what full batches at the largest budget serve."""
+    most = service.largest / float(service.seconds[-1, 0])
+    return [load * most for load in LOADS]

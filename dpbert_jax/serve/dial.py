@@ -1,0 +1,89 @@
+"""The dial under load: which budget the next batch may spend, so that its latency holds.
+
+Two ways, to be compared. `QueueDial` is the simple one: the largest budget at which those who wait
+would be served in time. The other is the solved table of `smdp`, whose actions are batch size and
+budget together; `solve_for_target` finds the price of a lower budget at which the promise holds.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from dpbert_jax.serve.policy import Decision, Policy, Queue, Table
+from dpbert_jax.serve.simulate import poisson_arrivals, simulate
+from dpbert_jax.serve.smdp import Service, solve
+
+HEADROOM = 0.8  # of the promised latency: what is planned for, since service times vary
+PRICES = tuple(float(price) for price in np.geomspace(1e-3, 10.0, 9))
+ARRIVALS, SEED = 3000, 0  # that each price is tried on
+LATE_WEIGHT = 10.0  # of a second beyond the promise, against one of latency
+
+
+@dataclass(frozen=True)
+class QueueDial:
+    """A policy's batches, at the largest budget at which the queue is served within the target.
+
+    The whole queue is counted, in the largest batches: that is when the last one who waits will
+    have an answer.
+    """
+
+    policy: Policy
+    seconds: Float[np.ndarray, "A K"]
+    target: float
+
+    def decide(self, queue: Queue) -> Decision:
+        decision = self.policy.decide(queue)
+        return decision._replace(level=self.level(queue))
+
+    def level(self, queue: Queue) -> int:
+        """The first level, from the largest budget down, that is in time; the last if none is."""
+        largest, levels = self.seconds.shape
+        full, rest = divmod(queue.waiting, largest)
+        left = HEADROOM * self.target - queue.oldest
+        for level in range(levels - 1):
+            needed = full * self.seconds[largest - 1, level]
+            needed += self.seconds[rest - 1, level] if rest else 0.0
+            if needed <= left:
+                return level
+        return levels - 1
+
+
+def with_price(service: Service, budgets: tuple[float, ...], price: float) -> Service:
+    """A service in which each request that is served below the largest budget costs something.
+
+    `price` is that of a request at budget 0, in seconds of latency; between it is linear.
+    """
+    spared = 1.0 - np.asarray(budgets) / budgets[0]
+    number = np.arange(1, service.largest + 1)[:, None]
+    return service._replace(cost=service.cost + price * number * spared)
+
+
+def solve_for_target(
+    service: Service, budgets: tuple[float, ...], rates: list[float], target: float
+) -> Table:
+    """At each rate the policy that spends most on its requests while 95 % are in time.
+
+    The price of a lower budget is raised as long as the simulated 95th percentile stays within the
+    target; where it never does, the lowest price is kept, which serves fastest.
+    """
+    rows, levels = [], []
+    for rate in rates:
+        arrivals = poisson_arrivals(rate, ARRIVALS, SEED)
+        chosen = None
+        for price in PRICES:
+            solved = solve(
+                with_price(service, budgets, price),
+                rate,
+                deadline=HEADROOM * target,
+                late_weight=LATE_WEIGHT,
+            )
+            table = Table((rate,), solved.rows[None], solved.levels[None])
+            late = np.quantile(simulate(table, arrivals, service, rate).latency, 0.95)
+            if chosen is not None and late > HEADROOM * target:
+                break
+            chosen = solved
+        assert chosen is not None
+        rows.append(chosen.rows)
+        levels.append(chosen.levels)
+    return Table(tuple(rates), np.array(rows), np.array(levels))

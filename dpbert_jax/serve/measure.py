@@ -1,0 +1,132 @@
+"""What batches take on this machine: measured once, kept with the machine's fingerprint."""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dpbert_jax.data import TokenizedSplit
+from dpbert_jax.serve.backend import Backend
+from dpbert_jax.serve.smdp import Service
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "~/.cache/dpbert_jax/serve"
+LENGTHS = (16, 32, 64, 128, 256, 512)
+ROUNDS = 5  # in each, every shape has its turn: a machine that slows down slows all
+PACKAGES = ("dpbert-jax", "jax", "jaxlib", "numpy", "onnxruntime")
+
+
+class Measured(NamedTuple):
+    """Seconds of a batch by texts, tokens of each, and share of the dense FLOPs that it spent.
+
+    Between these it is linear: in the texts, and in the cost.
+    """
+
+    rows: list[int]
+    lengths: list[int]
+    costs: list[list[list[float]]]  # that were realised, [lengths, rows, 2]: low and high
+    seconds: list[list[list[float]]]  # medians, in the same places
+
+    def service(self, length: int, budgets: Sequence[float]) -> Service:
+        """Batches of texts of so many tokens at each budget, of 1 to the most rows measured.
+
+        A batch has no cost beside its time: the same machine is paid for anyway.
+        """
+        at = min(int(np.searchsorted(self.lengths, length)), len(self.lengths) - 1)
+        by_budget = [
+            [self._at_cost(at, row, budget) for budget in budgets] for row in range(len(self.rows))
+        ]
+        number = np.arange(1, self.rows[-1] + 1)
+        columns = [np.interp(number, self.rows, column) for column in np.transpose(by_budget)]
+        # A larger batch never takes less: what says so is noise, and would make policies odd.
+        seconds = np.maximum.accumulate(np.stack(columns, axis=1), axis=0)
+        return Service(seconds, np.zeros_like(seconds))
+
+    def _at_cost(self, length: int, row: int, budget: float) -> float:
+        (low, high), (fast, slow) = self.costs[length][row], self.seconds[length][row]
+        if high - low < 0.01:  # no planner
+            return slow
+        slope = max((slow - fast) / (high - low), 0.0)
+        return max(slow - slope * (high - budget), 0.1 * slow)
+
+
+def measured(backend: Backend, max_rows: int, lowest: float, anew: bool) -> Measured:
+    """What was measured before of this model on this machine, or is now."""
+    about = fingerprint(backend, max_rows, lowest)
+    path = Path(FOLDER).expanduser() / f"{about}.json"
+    if path.exists() and not anew:
+        logger.info("Latencies are those of %s (--measure: anew).", path)
+        return Measured(**json.loads(path.read_text(encoding="utf-8")))
+    logger.info("Measuring latencies of batches; this is kept in %s.", path)
+    found = measure(backend, max_rows, lowest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found._asdict()), encoding="utf-8")
+    return found
+
+
+def fingerprint(backend: Backend, max_rows: int, lowest: float) -> str:
+    """Of all that latencies depend on: model, backend, processor, packages."""
+    about = {
+        "model": repr(backend.config),
+        "backend": backend.name,
+        "rows": max_rows,
+        "lowest": lowest,
+        "longest": backend.max_seq_length,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        "versions": [_version(name) for name in PACKAGES],
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measure(backend: Backend, max_rows: int, lowest: float) -> Measured:
+    """Times batches at all layers and at the lowest budget, on texts of random tokens."""
+    rows = sorted({min(2**n, max_rows) for n in range(max_rows.bit_length() + 1)})
+    longest = backend.max_seq_length
+    lengths = sorted({min(length, longest) for length in LENGTHS})
+    budgets = [lowest, 1.0]
+    shape = (len(lengths), len(rows), 2)
+    costs, taken = np.zeros(shape), np.full((ROUNDS, *shape), np.inf)
+    for turn in range(-1, ROUNDS):  # the first is not timed
+        for i, length in enumerate(lengths):
+            for j, number in enumerate(rows):
+                texts = random_rows(number, length, backend.config.encoder.vocab_size)
+                for k, budget in enumerate(budgets):
+                    began = time.perf_counter()
+                    answers = backend.answer(texts, [budget] * number)
+                    if turn >= 0:
+                        taken[turn, i, j, k] = time.perf_counter() - began
+                        costs[i, j, k] = answers.cost.mean()
+    seconds = np.median(taken, axis=0)
+    return Measured(rows, lengths, costs.tolist(), seconds.tolist())
+
+
+def random_rows(number: int, length: int, vocab_size: int) -> TokenizedSplit:
+    """Texts of so many tokens each, drawn alike in every call."""
+    ids = np.random.default_rng(0).integers(0, vocab_size, number * length, np.int32)
+    offsets = np.arange(number + 1, dtype=np.int64) * length
+    return TokenizedSplit(ids, np.zeros(len(ids), np.int8), offsets, None)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,167 @@
+"""The server over real HTTP: answers, forms, limits, and what must not harm it."""
+
+import json
+import socket
+
+import numpy as np
+import pytest
+
+from dpbert_jax.model import Model
+
+
+@pytest.fixture(scope="module")
+def model(served_folder):
+    return Model.from_pretrained(served_folder)
+
+
+def labels(prediction):
+    pairs = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])
+    return [{"label": label, "score": pytest.approx(score, abs=1e-5)} for label, score in pairs]
+
+
+TEXTS = ["the film was good", "a dog", "bad bad bad cat on the mat"]
+
+
+def test_one_text_is_answered_as_the_library_answers_it(client, model):
+    for budget in (0.5, 0.8, 1.0):
+        answer = client.post("/predict", json={"inputs": TEXTS[0], "budget": budget})
+        [wanted] = model.predict([TEXTS[0]], budget=budget)
+        assert answer.status_code == 200 and answer.json() == labels(wanted)
+        assert answer.headers["x-dpbert-layers"] == ",".join(map(str, wanted.layers))
+        assert float(answer.headers["x-dpbert-cost"]) == pytest.approx(wanted.cost, abs=1e-3)
+
+
+def test_several_texts_and_pairs(client, model):
+    answer = client.post("/predict", json={"inputs": [[text] for text in TEXTS], "budget": 0.6})
+    assert answer.json() == [labels(each) for each in model.predict(TEXTS, budget=0.6)]
+    pairs = [["the film", "was good"], ["a dog", "ran"]]
+    answer = client.post("/predict", json={"inputs": pairs, "details": True, "budget": 0.6})
+    for got, wanted in zip(answer.json(), model.predict(pairs, budget=0.6), strict=True):
+        assert got["labels"] == labels(wanted) and got["layers"] == list(wanted.layers)
+        assert got["budget"] == 0.6 and got["queue_ms"] >= 0
+    single = client.post("/predict", json={"inputs": pairs[0], "budget": 0.6}).json()
+    assert single == labels(model.predict(pairs[:1], budget=0.6)[0])
+
+
+def test_raw_scores_are_logits(client):
+    both = [
+        client.post("/predict", json={"inputs": "a dog", "raw_scores": raw}).json()
+        for raw in (True, False)
+    ]
+    logits, shares = ({each["label"]: each["score"] for each in answer} for answer in both)
+    odds = logits["good"] - logits["bad"]
+    assert shares["good"] == pytest.approx(1 / (1 + np.exp(-odds)), abs=1e-5)
+
+
+def test_a_long_text_is_refused_or_cut_at_the_end_asked(client, model):
+    text = "a good film " * 40
+    assert client.post("/predict", json={"inputs": text}).status_code == 413
+    [wanted] = model.predict([text])
+    answer = client.post("/predict", json={"inputs": text, "truncate": True})
+    assert answer.json() == labels(wanted)
+    cut = [
+        client.post(
+            "/predict",
+            json={"inputs": "dog " + text + "cat", "truncate": True, "truncation_direction": end},
+        ).json()
+        for end in ("Left", "Right")
+    ]
+    assert cut[0] != cut[1]
+
+
+def test_classify(client, model):
+    body = {"model": "tiny", "input": TEXTS, "budget": 0.7}
+    answer = client.post("/v1/classify", json=body).json()
+    assert answer["object"] == "list" and answer["model"] == "tiny"
+    for index, (got, wanted) in enumerate(
+        zip(answer["data"], model.predict(TEXTS, budget=0.7), strict=True)
+    ):
+        assert (got["index"], got["label"], got["num_classes"]) == (index, wanted.label, 2)
+        assert got["probs"] == pytest.approx(list(wanted.probabilities.values()), abs=1e-5)
+    tokens = answer["usage"]["prompt_tokens"]
+    assert tokens == answer["usage"]["total_tokens"] == sum(len(t.split()) + 2 for t in TEXTS)
+
+
+def test_health_info_status_and_metrics(client):
+    assert client.get("/health").status_code == 200
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").status_code == 200
+    info = client.get("/info").json()
+    assert info["model_id"] == "tiny" and info["budget_range"] == [0.4, 1.0]
+    assert info["model_type"]["classifier"]["id2label"] == {"0": "bad", "1": "good"}
+    assert client.get("/status").json()["budget"] == 1.0
+    client.post("/predict", json={"inputs": "a secret dog"})
+    metrics = client.get("/metrics").text
+    for name in ("requests_total", "queue_time_seconds", "batch_size", "layers", "budget"):
+        assert f"dpbert_{name}" in metrics
+    assert 'route="/predict",status="200"' in metrics and "secret" not in metrics
+    assert "/predict" in client.get("/openapi.json").json()["paths"]
+    assert client.get("/docs").status_code == 200
+
+
+BAD = [
+    (b"", 422, "Validation"),
+    (b"{", 422, "Validation"),
+    (b'{"inputs": "\xff\xfe"}', 422, "Validation"),
+    (b'{"inputs": "\\ud800"}', 422, "Validation"),
+    (b"[" * 100_000, 422, "Validation"),
+    (b'"inputs"', 422, "Validation"),
+    (b"{}", 422, "Validation"),
+    (b'{"inputs": 5}', 422, "Validation"),
+    (b'{"inputs": null}', 422, "Validation"),
+    (b'{"inputs": [1, 2]}', 422, "Validation"),
+    (b'{"inputs": ["a", "b", "c"]}', 422, "Validation"),
+    (b'{"inputs": [["a"], ["a", "b"]]}', 422, "Validation"),
+    (b'{"inputs": {"a": "b"}}', 422, "Validation"),
+    (b'{"inputs": "a", "budget": 0}', 422, "Validation"),
+    (b'{"inputs": "a", "budget": 0.1}', 422, "Validation"),
+    (b'{"inputs": "a", "budget": 1e999}', 422, "Validation"),
+    (b'{"inputs": "a", "budget": "much"}', 422, "Validation"),
+    (b'{"inputs": "a", "truncation_direction": "up"}', 422, "Validation"),
+    (b'{"inputs": ""}', 400, "Empty"),
+    (b'{"inputs": []}', 400, "Empty"),
+    (b'{"inputs": [["a"], [""]]}', 400, "Empty"),
+    (b'{"inputs": [[]]}', 422, "Validation"),
+    (json.dumps({"inputs": [["a"]] * 33}).encode(), 413, "Validation"),
+    (b'{"inputs": "' + b"a" * 10_000_000 + b'"}', 413, "Validation"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "kind"), BAD, ids=range(len(BAD)))
+def test_what_is_refused_is_refused_in_the_convention_s_form(client, body, status, kind):
+    answer = client.post("/predict", content=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
+    assert answer.json()["error"]
+    assert client.post("/predict", json={"inputs": "a"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v2/models/other", "/v2/models/other/ready"])
+def test_an_unknown_path_is_an_error_in_that_form_too(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 404 and set(answer.json()) == {"error", "error_type"}
+    assert client.get("/predict").status_code == 405
+
+
+def test_connections_that_say_nothing_or_half_of_it_do_no_harm(client, serving, served_folder):
+    with serving(served_folder, body_timeout_ms=50.0) as short:
+        url = short.base_url
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+        for said in (b"", b"POST /pre", head, head + b'{"inputs"'):
+            with socket.create_connection((url.host, url.port)) as half:
+                half.sendall(said)
+                if said.startswith(head):
+                    answer = half.recv(10_000)
+                    assert b" 408 " in answer.split(b"\r\n")[0] and b"Timeout" in answer
+        assert short.post("/predict", json={"inputs": "a"}).status_code == 200
+
+
+def test_a_key_is_asked_for(serving, served_folder):
+    with serving(served_folder, api_key="opens") as locked:
+        body = {"inputs": "a"}
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "opens"}):
+            answer = locked.post("/predict", json=body, headers=headers)
+            assert answer.status_code == 401 and "authenticate" in str(answer.headers)
+            assert locked.get("/info", headers=headers).status_code == 401
+        headers = {"authorization": "Bearer opens"}
+        assert locked.post("/predict", json=body, headers=headers).status_code == 200
+        assert locked.get("/health").status_code == 200

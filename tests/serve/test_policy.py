@@ -1,0 +1,77 @@
+"""Simple policies by hand, the tracked rate, and the dial's bounds."""
+
+import numpy as np
+import pytest
+
+from dpbert_jax.serve.dial import HEADROOM, QueueDial, solve_for_target, with_price
+from dpbert_jax.serve.policy import ArrivalRate, Decision, FixedSize, Greedy, Queue
+from dpbert_jax.serve.simulate import poisson_arrivals, simulate
+from dpbert_jax.serve.smdp import Service
+
+BUDGETS = (1.0, 0.8, 0.6, 0.4)
+ROWS = np.arange(1, 33)[:, None]
+SECONDS = 0.004 + 0.003 * ROWS * np.array(BUDGETS)
+SERVICE = Service(SECONDS, 0 * SECONDS)
+
+
+def test_greedy_and_fixed_by_hand():
+    assert Greedy(4).decide(Queue(3, 0.0, 1.0)) == Decision(3)
+    assert Greedy(4).decide(Queue(9, 0.0, 1.0)) == Decision(4)
+    fixed = FixedSize(4, 0.010)
+    assert fixed.decide(Queue(5, 0.0, 1.0)) == Decision(4)
+    assert fixed.decide(Queue(2, 0.010, 1.0)) == Decision(2)
+    waits = fixed.decide(Queue(2, 0.004, 1.0))
+    assert waits.rows == 0 and waits.wait == pytest.approx(0.006)
+
+
+def test_simulation_of_a_few_by_hand():
+    arrivals = np.array([0.0, 0.1, 0.2, 5.0])
+    service = Service(np.array([[1.0], [1.5]]), np.array([[1.0], [1.0]]))
+    made = simulate(Greedy(2), arrivals, service)
+    assert made.rows.tolist() == [1, 2, 1]
+    np.testing.assert_allclose(made.latency, [1.0, 2.4, 2.3, 1.0])
+    made = simulate(FixedSize(2, 0.5), arrivals, service)
+    assert made.rows.tolist() == [2, 1, 1]
+    np.testing.assert_allclose(made.latency, [1.6, 1.5, 2.4, 1.5])
+
+
+def test_the_tracked_rate_follows_the_load_and_falls_in_silence():
+    tracked = ArrivalRate()
+    for now in np.arange(0, 2, 0.01):
+        tracked.arrived(float(now))
+    assert tracked.at(2.0) == pytest.approx(100, rel=0.05)
+    assert tracked.at(3.0) < 30
+    for now in np.arange(3, 13, 0.1):
+        tracked.arrived(float(now))
+    assert tracked.at(13.0) == pytest.approx(10, rel=0.05)
+
+
+def test_the_simple_dial_never_rises_with_the_queue():
+    dial = QueueDial(Greedy(32), SECONDS, 0.1)
+    for oldest in (0.0, 0.03, 0.2):
+        levels = [dial.level(Queue(waiting, oldest, 1.0)) for waiting in range(1, 200)]
+        assert (np.diff(levels) >= 0).all() and levels[-1] == 3
+    assert dial.level(Queue(1, 0.0, 1.0)) == 0 and dial.level(Queue(1, 0.2, 1.0)) == 3
+
+
+@pytest.mark.parametrize("load", [0.3, 0.8, 1.4])
+def test_both_dials_hold_a_load_that_the_largest_budget_does_not(load):
+    """Within the target, and no further down than they have to be."""
+    target, most = 0.1, 32 / SECONDS[-1, 0]
+    arrivals = poisson_arrivals(load * most, 4000, 7)
+    solved = solve_for_target(SERVICE, BUDGETS, [load * most], target)
+    for policy in (QueueDial(Greedy(32), SECONDS, target), solved):
+        made = simulate(policy, arrivals, SERVICE)
+        assert np.quantile(made.latency, 0.95) < target
+        budget = np.array(BUDGETS)[made.levels].mean()
+        assert budget > 0.99 if load == 0.3 else budget > 0.55
+    if load > 1:
+        plain = simulate(Greedy(32), arrivals, SERVICE)
+        assert np.quantile(plain.latency, 0.95) > 3 * target
+
+
+def test_a_price_is_linear_in_what_is_spared():
+    priced = with_price(SERVICE, BUDGETS, 2.0)
+    np.testing.assert_allclose(priced.cost[0], [0.0, 0.4, 0.8, 1.2])
+    np.testing.assert_allclose(priced.cost[9], 10 * priced.cost[0])
+    assert 0 < HEADROOM < 1
