@@ -4,18 +4,22 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import StarletteHTTPException
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
-from starlette.responses import JSONResponse
+from starlette.responses import FileResponse, JSONResponse
+from starlette.staticfiles import StaticFiles
 
 from dpbert_jax.serve import kserve, protocol
 from dpbert_jax.serve.errors import Refused, Unhealthy
 from dpbert_jax.serve.guard import Guard, refusal
 from dpbert_jax.serve.service import Answered, Service
+
+PAGE = Path(__file__).parent / "page"
 
 
 class Gone(Exception):
@@ -66,6 +70,7 @@ def make_app(service: Service) -> FastAPI:
     _add_health(app, service)
     _add_predict(app, service)
     _add_kserve(app, service)
+    _add_page(app)
     return app
 
 
@@ -186,6 +191,18 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         response.headers.update(protocol.headers_of(answered.texts))
         name = service.backend.model_id
         return protocol.classify_answer(encoder, name, answered.texts, answered.tokens)
+
+
+def _add_page(app: FastAPI) -> None:
+    # It shows what people type: nothing of it may come from, or go to, another address.
+    allowed = "default-src 'self'; img-src data:; style-src-attr 'unsafe-inline'"
+    headers = {"content-security-policy": allowed}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers=headers)
+
+    app.mount("/page", StaticFiles(directory=PAGE))
 
 
 def _add_kserve(app: FastAPI, service: Service) -> None:

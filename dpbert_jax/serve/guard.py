@@ -11,7 +11,17 @@ from dpbert_jax.serve.errors import Overloaded, Refused, TooLarge, Unauthorized
 from dpbert_jax.serve.metrics import Metrics
 
 # Asked by load balancers, monitoring and browsers, which bring no token.
-OPEN = ("/health", "/v2/health/live", "/v2/health/ready", "/metrics", "/")
+OPEN = frozenset(
+    (
+        "/",
+        "/page/page.js",
+        "/page/style.css",
+        "/health",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/metrics",
+    )
+)
 
 
 class Late(Refused):
