@@ -21,6 +21,7 @@ ROOMS = (
     ("evaluation",),
     ("training",),
     ("export",),
+    ("serve",),
     ("benchmark",),
     ("study",),
     ("cli",),

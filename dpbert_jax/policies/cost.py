@@ -1,5 +1,7 @@
 """What a plan costs: its share of the dense encoder's FLOPs, stem and planner included."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
@@ -12,8 +14,9 @@ from dpbert_jax.policies.planner import planner_flops
 
 def planner_share(config: DPBertConfig, sequence_length: Length) -> float | Float[np.ndarray, " B"]:
     """The planner's share of the dense encoder's FLOPs."""
-    dense = config.encoder.num_hidden_layers * layer_flops(config.encoder, sequence_length)
-    return planner_flops(config, sequence_length) / dense
+    dense: Any = config.encoder.num_hidden_layers * layer_flops(config.encoder, sequence_length)
+    planner: Any = planner_flops(config, sequence_length)
+    return planner / dense
 
 
 def row_weights(
@@ -25,7 +28,7 @@ def row_weights(
     """
     if config.planner is None or config.planner.cost_unit == ROWS:
         return np.ones(lengths.shape, np.float32)
-    flops = layer_flops(config.encoder, lengths.astype(np.float32))
+    flops: Any = layer_flops(config.encoder, lengths.astype(np.float32))
     return flops / layer_flops(config.encoder, 1)
 
 

@@ -14,7 +14,9 @@ from dpbert_jax.serve.batcher import Text
 from dpbert_jax.serve.errors import Empty, Invalid
 
 OUTPUTS = ("label", "scores", "logits", "layer_mask", "cost")
-DATATYPES = dict(zip(OUTPUTS, ("BYTES", "FP32", "FP32", "INT32", "FP32"), strict=True))
+DATATYPES: dict[str, str] = dict(
+    zip(OUTPUTS, ("BYTES", "FP32", "FP32", "INT32", "FP32"), strict=True)
+)
 
 
 class InferRequest(NamedTuple):
@@ -113,7 +115,7 @@ def infer_answer(
     scores = logits
     if not encoder.is_regression:
         scores = probabilities(logits, encoder.problem_type)
-    values = {
+    values: dict[str, np.ndarray] = {
         "label": np.array([encoder.label_names[i] for i in scores.argmax(axis=1)], object),
         "scores": scores,
         "logits": logits,

@@ -9,7 +9,7 @@ iteration: the same optimum, exact, with neither a step size nor a tolerance (Pu
 Decision Processes, 1994, section 11.4).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -67,17 +67,18 @@ def solve(
     # Greedy, at the last level, which is stable wherever anything is.
     greedy = np.minimum(np.arange(states + 1), service.largest)
     rows, levels = greedy, np.where(greedy > 0, service.seconds.shape[1] - 1, 0)
+    gain, bias = model.evaluate(rows, levels)
     for _ in range(ROUNDS):
-        gain, bias = model.evaluate(rows, levels)
-        better_rows, better_levels = model.improve(gain, bias, rows, levels)
-        if np.array_equal(better_rows, rows) and np.array_equal(better_levels, levels):
+        better = model.improve(gain, bias, rows, levels)
+        if np.array_equal(better, (rows, levels)):
             break
-        rows, levels = better_rows, better_levels
+        rows, levels = better
+        gain, bias = model.evaluate(rows, levels)
     # The last state stands for all longer queues, and acts like the one before it.
     return Solved(rows[:states], levels[:states], float(gain))
 
 
-def solve_table(service: Service, rates: list[float], **weights: float) -> Table:
+def solve_table(service: Service, rates: list[float], **weights: Any) -> Table:
     """`solve` at each of some rates, ascending."""
     solved = [solve(service, rate, **weights) for rate in rates]
     return Table(

@@ -54,7 +54,7 @@ def test_the_simple_dial_never_rises_with_the_queue():
     assert dial.level(Queue(1, 0.0, 1.0)) == 0 and dial.level(Queue(1, 0.2, 1.0)) == 3
 
 
-@pytest.mark.parametrize("load", [0.3, 0.8, 1.4])
+@pytest.mark.parametrize("load", [0.3, 1.4])
 def test_both_dials_hold_a_load_that_the_largest_budget_does_not(load):
     """Within the target, and no further down than they have to be."""
     target, most = 0.1, 32 / SECONDS[-1, 0]
