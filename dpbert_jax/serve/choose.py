@@ -8,10 +8,10 @@ import numpy as np
 from dpbert_jax.errors import UserError
 from dpbert_jax.serve.arguments import ServeArguments
 from dpbert_jax.serve.backend import Backend
-from dpbert_jax.serve.dial import QueueDial, solve_for_target
+from dpbert_jax.serve.dial import HEADROOM, LATE_WEIGHT, QueueDial, solve_for_target
 from dpbert_jax.serve.measure import measured
 from dpbert_jax.serve.policy import Decision, FixedSize, Greedy, Policy, Queue
-from dpbert_jax.serve.smdp import Service
+from dpbert_jax.serve.smdp import Service, solve_table
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,10 @@ def choose_policy(args: ServeArguments, backend: Backend, budgets: tuple[float, 
     policies: list[Policy] = []
     for length in found.lengths:
         service = found.service(length, budgets)
-        if args.policy == "smdp":
+        if args.policy == "smdp" and len(budgets) == 1:
+            weights = {"deadline": HEADROOM * target, "late_weight": LATE_WEIGHT}
+            policies.append(solve_table(service, rates_of(service), **weights))
+        elif args.policy == "smdp":
             policies.append(solve_for_target(service, budgets, rates_of(service), target))
         else:
             policies.append(QueueDial(plain, service.seconds, target))

@@ -1,0 +1,80 @@
+"""From flags to a policy: measured once, kept, and served with."""
+
+import numpy as np
+import pytest
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.serve import choose, measure
+from dpbert_jax.serve.arguments import ServeArguments
+from dpbert_jax.serve.backend import open_backend
+from dpbert_jax.serve.policy import Queue, Table
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """Few rates, few rounds, and a folder of its own for what is measured."""
+    monkeypatch.setattr(measure, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(measure, "ROUNDS", 1)
+    monkeypatch.setattr(choose, "LOADS", (0.5, 1.5))
+    return tmp_path
+
+
+@pytest.mark.parametrize("lowest", [None, 0.4])
+def test_the_default_policy_is_measured_solved_and_served_with(
+    quick, serving, served_folder, lowest
+):
+    with serving(served_folder, policy="smdp", min_budget=lowest) as client:
+        for text in ("a dog", "the film was good"):
+            assert client.post("/predict", json={"inputs": text}).status_code == 200
+        assert client.service.batcher.budgets[-1] == (1.0 if lowest is None else 0.4)
+    assert len(list(quick.iterdir())) == 1
+
+
+def test_what_was_measured_is_kept_and_measured_anew_where_asked(quick, served_folder, monkeypatch):
+    backend = open_backend(str(served_folder), "auto", 2)
+    first = measure.measured(backend, 2, 0.4, anew=False)
+    assert measure.measured(backend, 2, 0.4, anew=False) == first
+    assert measure.measured(backend, 2, 0.4, anew=True) != first
+    service = first.service(10, (1.0, 0.4))
+    assert service.seconds.shape == (2, 2) and (np.diff(service.seconds, axis=0) >= 0).all()
+
+
+def test_a_policy_for_each_length_is_asked_by_the_mean_length():
+    tables = [Table((1.0,), np.full((1, 9), rows), np.zeros((1, 9), int)) for rows in (1, 2)]
+    policy = choose.ByLength((16, 32), tuple(tables))
+    for tokens, rows in ((3.0, 1), (16.0, 1), (20.0, 2), (99.0, 2)):
+        assert policy.decide(Queue(5, 0.0, 1.0, tokens)).rows == rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"min_budget": 0.1}, "trained for budgets"),
+        ({"budget": 0.5, "min_budget": 0.6}, "above the budget"),
+        ({"budget": 2.0}, r"must lie in \(0, 1\]"),
+    ],
+)
+def test_budgets_that_cannot_be_had_are_refused(served_folder, flags, sentence):
+    backend = open_backend(str(served_folder), "jax", 2)
+    with pytest.raises(UserError, match=sentence):
+        choose.budgets_of(ServeArguments(str(served_folder), **flags), backend)
+
+
+def test_a_folder_of_the_other_backend_is_refused(served_folder):
+    with pytest.raises(UserError, match="is no ONNX export"):
+        open_backend(str(served_folder), "onnx", 2)
+
+
+def test_an_onnx_export_answers_as_the_run_does(served_folder, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from dpbert_jax.model import Model
+
+    Model.from_pretrained(served_folder).export("onnx", tmp_path / "onnx")
+    rows, budgets = measure.random_rows(5, 9, 20), [0.5, 1.0, 0.5, 0.8, 1.0]
+    one, other = (
+        open_backend(str(folder), "auto", 8).answer(rows, budgets)
+        for folder in (served_folder, tmp_path / "onnx")
+    )
+    np.testing.assert_allclose(one.logits, other.logits, atol=1e-4)
+    np.testing.assert_array_equal(one.layer_mask, other.layer_mask)
+    np.testing.assert_allclose(one.cost, other.cost)
