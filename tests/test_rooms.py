@@ -21,8 +21,8 @@ ROOMS = (
     ("evaluation",),
     ("training",),
     ("export",),
-    ("serve",),
     ("benchmark",),
+    ("serve",),
     ("study",),
     ("cli",),
 )

@@ -44,7 +44,11 @@ def _write(folder: Path, model: Model, options: ExportOptions) -> None:
 
 def _load(folder: Path, model: Model, options: ExportOptions) -> Call:
     onnxruntime: Any = importlib.import_module("onnxruntime")
-    session = onnxruntime.InferenceSession(folder / ARTIFACT, providers=["CPUExecutionProvider"])
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3  # it warns of the budget's default, which is meant
+    session = onnxruntime.InferenceSession(
+        folder / ARTIFACT, quiet, providers=["CPUExecutionProvider"]
+    )
     planned, names = model.config.planner is not None, model.config.encoder.inputs
 
     def call(batch: Batch, budget: float) -> Answer:

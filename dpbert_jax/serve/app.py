@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,21 @@ class Gone(Exception):
     """The client has left: nobody reads the answer."""
 
 
-def make_app(service: Service) -> FastAPI:
-    """The application; it begins to warm the model as it starts, and is live meanwhile."""
+def make_app(service: Service, on_failure: Callable[[BaseException], None]) -> FastAPI:
+    """The application; it begins to warm the model as it starts, and is live meanwhile.
+
+    `on_failure` is told what kept the model from becoming ready.
+    """
+
+    def settled(starting: asyncio.Task) -> None:
+        error = None if starting.cancelled() else starting.exception()
+        if error is not None:
+            on_failure(error)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.get_running_loop().create_task(service.start())
+        starting.add_done_callback(settled)
         yield
         if not starting.done():
             starting.cancel()

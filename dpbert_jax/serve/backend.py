@@ -1,6 +1,5 @@
 """What answers: this library in JAX, or an ONNX export in onnxruntime, behind one function."""
 
-import importlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +13,9 @@ import numpy as np
 from dpbert_jax.config import DPBertConfig, read_config
 from dpbert_jax.data import TokenizedSplit, batches
 from dpbert_jax.errors import UserError
+from dpbert_jax.export.formats import ExportOptions, load_artifact
+from dpbert_jax.export_formats import export_format
 from dpbert_jax.hub import load_tokenizer
-from dpbert_jax.integrity import verify
 from dpbert_jax.model import Model
 from dpbert_jax.policies.protocol import Planned
 from dpbert_jax.policies.rule import Rule, check_budget, resolve_rule
@@ -132,40 +132,28 @@ def _jax_backend(model: Model, max_batch_size: int) -> Backend:
         model.warm_up()
         for size in sizes:
             for length in [*buckets, longest]:
-                run(blank_rows(size, length), [1.0] * size)
+                run(random_rows(size, length, config.encoder.vocab_size), [1.0] * size)
 
     folder = model.folder
     name = folder.name if folder else "model"
     return Backend("jax", name, config, model.tokenizer, longest, run, warm_up)
 
 
-def blank_rows(number: int, length: int) -> TokenizedSplit:
-    """Rows of padding's id that are read as text: what shapes are warmed and timed with."""
-    return TokenizedSplit(
-        np.zeros(number * length, np.int32),
-        np.zeros(number * length, np.int8),
-        np.arange(number + 1, dtype=np.int64) * length,
-        None,
-    )
+def random_rows(number: int, length: int, vocab_size: int) -> TokenizedSplit:
+    """Texts of so many tokens each, drawn alike in every call: to warm and to time shapes with."""
+    ids = np.random.default_rng(0).integers(0, vocab_size, number * length, np.int32)
+    offsets = np.arange(number + 1, dtype=np.int64) * length
+    return TokenizedSplit(ids, np.zeros(len(ids), np.int8), offsets, None)
 
 
 def _onnx_backend(folder: Path) -> Backend:
-    try:
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-    except ImportError:
-        raise UserError(
-            "--backend onnx needs onnxruntime, not installed: pip install 'dpbert-jax[onnx]'."
-        ) from None
-    verify(folder)
+    chosen = export_format("onnx")
+    chosen.require(chosen.to_run, "--backend onnx")
     config, tokenizer = read_config(folder), load_tokenizer(folder)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of the budget's default, which is meant
-    session = onnxruntime.InferenceSession(
-        folder / "model.onnx", options, providers=["CPUExecutionProvider"]
-    )
     longest = read_max_seq_length(folder) or config.encoder.longest_input
-    names = config.encoder.inputs
-    outputs = ["logits", "layer_mask"] if config.planner else ["logits"]
+    # Its weights are in the artifact.
+    model = Model(config, {}, tokenizer, longest, folder)
+    call = load_artifact(chosen, folder, model, ExportOptions())
 
     def run(rows: TokenizedSplit, budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         logits = np.zeros((len(rows), config.encoder.num_labels), np.float32)
@@ -178,20 +166,15 @@ def _onnx_backend(folder: Path) -> Backend:
                 pad_token_id=config.encoder.pad_token_id,
                 length_buckets=[int(rows.lengths[group].max())],
             )
-            inputs: dict[str, Any] = {name: np.int64(batch[name]) for name in names}
-            if config.planner:
-                inputs["budget"] = np.array(budgets[group[0]], np.float32)
             at = group[batch["indices"]]
-            logits[at], *planned = session.run(outputs, inputs)
-            if planned:
-                layer_mask[at] = planned[0]
+            logits[at], layer_mask[at] = call(batch, budgets[group[0]])
         if not np.isfinite(logits).all():
             raise FloatingPointError("the model computes NaN or infinity")
         return logits, layer_mask
 
     def warm_up() -> None:
         for length in (1, longest):
-            run(blank_rows(1, length), [1.0])
+            run(random_rows(1, length, config.encoder.vocab_size), [1.0])
 
     return Backend("onnx", folder.name, config, tokenizer, longest, run, warm_up)
 

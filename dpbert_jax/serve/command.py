@@ -49,13 +49,24 @@ def make_service(args: ServeArguments) -> Service:
 
 
 async def serve(args: ServeArguments) -> None:
-    """Serves until SIGTERM or SIGINT; what was accepted is answered."""
+    """Serves until SIGTERM or SIGINT; what was accepted is answered.
+
+    Raises:
+        UserError: the address is taken, or the model cannot be had.
+        Exception: whatever kept the model from becoming ready.
+    """
     listener = _listen(args)
     service = make_service(args)
     host, port = listener.getsockname()[:2]
     logger.info("%s, %s: http://%s:%d", service.backend.model_id, service.backend.name, host, port)
+    failures: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
     config = uvicorn.Config(
-        make_app(service),
+        make_app(service, failed),
         log_level="warning",
         access_log=False,
         timeout_keep_alive=IDLE_SECONDS,
@@ -63,7 +74,10 @@ async def serve(args: ServeArguments) -> None:
         backlog=args.max_concurrent_requests,
         server_header=False,
     )
-    await _Server(config).serve([listener])
+    server = _Server(config)
+    await server.serve([listener])
+    if failures:
+        raise failures[0]
 
 
 def _listen(args: ServeArguments) -> socket.socket:

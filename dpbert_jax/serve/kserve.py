@@ -9,9 +9,9 @@ import numpy as np
 
 from dpbert_jax.config import EncoderConfig
 from dpbert_jax.inference.texts import Texts
-from dpbert_jax.problem import probabilities
 from dpbert_jax.serve.batcher import Text
 from dpbert_jax.serve.errors import Empty, Invalid
+from dpbert_jax.serve.protocol import scores_of
 
 OUTPUTS = ("label", "scores", "logits", "layer_mask", "cost")
 DATATYPES: dict[str, str] = dict(
@@ -112,9 +112,7 @@ def infer_answer(
 ) -> dict[str, Any]:
     """The answer, its tensors in JSON."""
     logits = np.stack([text.logits for text in texts])
-    scores = logits
-    if not encoder.is_regression:
-        scores = probabilities(logits, encoder.problem_type)
+    scores = scores_of(encoder, logits)
     values: dict[str, np.ndarray] = {
         "label": np.array([encoder.label_names[i] for i in scores.argmax(axis=1)], object),
         "scores": scores,

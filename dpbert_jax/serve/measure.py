@@ -3,18 +3,17 @@
 import hashlib
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dpbert_jax.data import TokenizedSplit
-from dpbert_jax.serve.backend import Backend
+from dpbert_jax.benchmark.environment import own_cores, versions
+from dpbert_jax.serve.backend import Backend, random_rows
 from dpbert_jax.serve.smdp import Service
 
 logger = logging.getLogger(__name__)
@@ -22,7 +21,6 @@ logger = logging.getLogger(__name__)
 FOLDER = "~/.cache/dpbert_jax/serve"
 LENGTHS = (16, 32, 64, 128, 256, 512)
 ROUNDS = 5  # in each, every shape has its turn: a machine that slows down slows all
-PACKAGES = ("dpbert-jax", "jax", "jaxlib", "numpy", "onnxruntime")
 
 
 class Measured(NamedTuple):
@@ -82,8 +80,8 @@ def fingerprint(backend: Backend, max_rows: int, lowest: float) -> str:
         "lowest": lowest,
         "longest": backend.max_seq_length,
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
-        "versions": [_version(name) for name in PACKAGES],
+        "cores": own_cores(),
+        "versions": {**versions(), "dpbert-jax": version("dpbert-jax")},
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -110,23 +108,9 @@ def measure(backend: Backend, max_rows: int, lowest: float) -> Measured:
     return Measured(rows, lengths, costs.tolist(), seconds.tolist())
 
 
-def random_rows(number: int, length: int, vocab_size: int) -> TokenizedSplit:
-    """Texts of so many tokens each, drawn alike in every call."""
-    ids = np.random.default_rng(0).integers(0, vocab_size, number * length, np.int32)
-    offsets = np.arange(number + 1, dtype=np.int64) * length
-    return TokenizedSplit(ids, np.zeros(len(ids), np.int8), offsets, None)
-
-
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

@@ -95,11 +95,14 @@ def check_count(number: int, most: int) -> None:
         raise TooLarge(f"There are {number} texts, but a request may have {most}: send several.")
 
 
+def scores_of(encoder: EncoderConfig, logits: np.ndarray) -> np.ndarray:
+    """Probabilities of the classes, [N, C]; a regression's values as they are."""
+    return logits if encoder.is_regression else probabilities(logits, encoder.problem_type)
+
+
 def labels_of(encoder: EncoderConfig, logits: np.ndarray, raw: bool) -> list[dict[str, Any]]:
     """Every class with its score, best first; a regression's value under its one name."""
-    scores = logits
-    if not raw and not encoder.is_regression:
-        scores = probabilities(logits[None], encoder.problem_type)[0]
+    scores = logits if raw else scores_of(encoder, logits[None])[0]
     named = zip(scores.tolist(), encoder.label_names, strict=True)
     return [{"score": s, "label": label} for s, label in sorted(named, key=lambda pair: -pair[0])]
 
@@ -144,9 +147,7 @@ def classify_answer(
     """What `/v1/classify` answers."""
     data = []
     for index, text in enumerate(texts):
-        scores = text.logits
-        if not encoder.is_regression:
-            scores = probabilities(text.logits[None], encoder.problem_type)[0]
+        scores = scores_of(encoder, text.logits[None])[0]
         data.append(
             {
                 "index": index,

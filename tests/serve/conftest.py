@@ -44,7 +44,7 @@ def served(folder, **flags):
     service = make_service(args)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(make_app(service, pytest.fail), log_level="critical"))
     ready = threading.Event()
 
     async def run():

@@ -6,10 +6,9 @@ import threading
 import numpy as np
 import pytest
 
-from dpbert_jax.serve.backend import Backend, even_groups
+from dpbert_jax.serve.backend import Backend, even_groups, random_rows
 from dpbert_jax.serve.batcher import Batcher
 from dpbert_jax.serve.errors import Overloaded, Unanswered
-from dpbert_jax.serve.measure import random_rows
 from dpbert_jax.serve.metrics import Metrics
 from dpbert_jax.serve.policy import Decision, Greedy
 

@@ -6,7 +6,7 @@ import pytest
 from dpbert_jax.errors import UserError
 from dpbert_jax.serve import choose, measure
 from dpbert_jax.serve.arguments import ServeArguments
-from dpbert_jax.serve.backend import open_backend
+from dpbert_jax.serve.backend import open_backend, random_rows
 from dpbert_jax.serve.policy import Queue, Table
 
 
@@ -70,7 +70,7 @@ def test_an_onnx_export_answers_as_the_run_does(served_folder, tmp_path):
     from dpbert_jax.model import Model
 
     Model.from_pretrained(served_folder).export("onnx", tmp_path / "onnx")
-    rows, budgets = measure.random_rows(5, 9, 20), [0.5, 1.0, 0.5, 0.8, 1.0]
+    rows, budgets = random_rows(5, 9, 20), [0.5, 1.0, 0.5, 0.8, 1.0]
     one, other = (
         open_backend(str(folder), "auto", 8).answer(rows, budgets)
         for folder in (served_folder, tmp_path / "onnx")

@@ -1,0 +1,54 @@
+"""The server's life: it ends in order when told to, and with a reason when it cannot begin."""
+
+import asyncio
+import os
+import signal
+import socket
+
+import pytest
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.serve import command
+from dpbert_jax.serve.arguments import ServeArguments
+
+
+@pytest.fixture
+def args(served_folder):
+    return ServeArguments(str(served_folder), port=0, policy="greedy", max_batch_size=2)
+
+
+def test_sigterm_ends_it_without_an_error(args, monkeypatch):
+    made, make_service = [], command.make_service
+
+    def kept(args):
+        made.append(make_service(args))
+        return made[0]
+
+    async def run():
+        serving = asyncio.ensure_future(command.serve(args))
+        await asyncio.sleep(0)
+        await made[0].started.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+
+    monkeypatch.setattr(command, "make_service", kept)
+    asyncio.run(run())
+    assert not made[0].ready
+
+
+def test_what_keeps_it_from_becoming_ready_is_told(args, monkeypatch):
+    def refused(*about):
+        raise UserError("No latencies can be kept here.")
+
+    monkeypatch.setattr(command, "choose_policy", refused)
+    with pytest.raises(UserError, match="No latencies"):
+        asyncio.run(command.serve(args))
+
+
+def test_a_port_in_use_is_a_sentence(served_folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match="Name another --port"):
+            asyncio.run(command.serve(ServeArguments(str(served_folder), port=port)))
