@@ -17,10 +17,10 @@ class ServeArguments:
     host: str = flag("127.0.0.1", "Address to listen at; 0.0.0.0: at all of this machine's.")
     port: int = flag(8080, "Port to listen at; 0: any that is free.")
     backend: str = flag(AUTO, "jax, onnx, or auto: what the folder holds.")
-    budget: float | None = flag(
+    budget: list[float] | None = flag(
         None,
-        "Share of the dense FLOPs to spend on a request that names none. Default: the export's "
-        "default budget, or 1.",
+        "Share of the dense FLOPs to spend on a request that names none; one. Default: the "
+        "export's default budget, or 1.",
     )
     min_budget: float | None = flag(
         None, "Under load the budget falls as far as this. Default: it does not fall."
@@ -64,6 +64,10 @@ class ServeArguments:
         ):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} is {getattr(self, name)}, but must be above 0.")
+        if self.budget is not None and len(self.budget) != 1:
+            raise UserError(
+                "Requests that name none have one --budget: --min_budget is what it falls to."
+            )
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port is {self.port}, but must lie in 0 .. 65535.")
         if self.policy == "fixed" and self.batch_size > self.max_batch_size:

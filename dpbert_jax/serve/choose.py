@@ -26,8 +26,9 @@ def budgets_of(args: ServeArguments, backend: Backend) -> tuple[float, ...]:
         UserError: the model cannot be asked for them.
     """
     config = backend.config
-    largest = args.budget
-    if largest is None:
+    if args.budget is not None:
+        [largest] = args.budget
+    else:
         largest = config.default_budget if config.default_budget is not None else 1.0
     lowest = largest if args.min_budget is None else args.min_budget
     if lowest > largest:

@@ -50,8 +50,8 @@ def test_a_policy_for_each_length_is_asked_by_the_mean_length():
     ("flags", "sentence"),
     [
         ({"min_budget": 0.1}, "trained for budgets"),
-        ({"budget": 0.5, "min_budget": 0.6}, "above the budget"),
-        ({"budget": 2.0}, r"must lie in \(0, 1\]"),
+        ({"budget": [0.5], "min_budget": 0.6}, "above the budget"),
+        ({"budget": [2.0]}, r"must lie in \(0, 1\]"),
     ],
 )
 def test_budgets_that_cannot_be_had_are_refused(served_folder, flags, sentence):

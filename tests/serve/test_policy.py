@@ -54,20 +54,17 @@ def test_the_simple_dial_never_rises_with_the_queue():
     assert dial.level(Queue(1, 0.0, 1.0)) == 0 and dial.level(Queue(1, 0.2, 1.0)) == 3
 
 
-@pytest.mark.parametrize("load", [0.3, 1.4])
-def test_both_dials_hold_a_load_that_the_largest_budget_does_not(load):
+def test_both_dials_hold_a_load_that_the_largest_budget_does_not():
     """Within the target, and no further down than they have to be."""
-    target, most = 0.1, 32 / SECONDS[-1, 0]
-    arrivals = poisson_arrivals(load * most, 4000, 7)
-    solved = solve_for_target(SERVICE, BUDGETS, [load * most], target)
+    target, rate = 0.1, 1.4 * 32 / SECONDS[-1, 0]
+    arrivals = poisson_arrivals(rate, 4000, 7)
+    solved = solve_for_target(SERVICE, BUDGETS, [rate], target)
     for policy in (QueueDial(Greedy(32), SECONDS, target), solved):
         made = simulate(policy, arrivals, SERVICE)
         assert np.quantile(made.latency, 0.95) < target
-        budget = np.array(BUDGETS)[made.levels].mean()
-        assert budget > 0.99 if load == 0.3 else budget > 0.55
-    if load > 1:
-        plain = simulate(Greedy(32), arrivals, SERVICE)
-        assert np.quantile(plain.latency, 0.95) > 3 * target
+        assert np.array(BUDGETS)[made.levels].mean() > 0.55
+    plain = simulate(Greedy(32), arrivals, SERVICE)
+    assert np.quantile(plain.latency, 0.95) > 3 * target
 
 
 def test_a_price_is_linear_in_what_is_spared():
