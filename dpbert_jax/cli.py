@@ -25,6 +25,9 @@ VERBS = {
     "serve": Verb(
         "serve.command", "answer over HTTP, at a latency that holds under load", extra="serve"
     ),
+    "load-test": Verb(
+        "serve.load_test", "load servers, and report what they held", extra="serve,train"
+    ),
     "export": Verb("export.command", "write a run for PyTorch, ONNX or StableHLO"),
     "benchmark": Verb("benchmark.command", "time what skipping is worth, beside other runtimes"),
     "benchmark-training": Verb("benchmark.training", "time a training step beside PyTorch", True),

@@ -26,20 +26,26 @@ class Gone(Exception):
     """The client has left: nobody reads the answer."""
 
 
-def make_app(service: Service, on_failure: Callable[[BaseException], None]) -> FastAPI:
-    """The application; it begins to warm the model as it starts, and is live meanwhile.
+def make_app(
+    service: Service, on_failure: Callable[[BaseException], None] | None = None
+) -> FastAPI:
+    """The application.
 
-    `on_failure` is told what kept the model from becoming ready.
+    Args:
+        on_failure: with it the application is live while the model is made warm, and this is told
+            what kept the model from becoming ready. Without, its start waits for the model.
     """
 
     def settled(starting: asyncio.Task) -> None:
         error = None if starting.cancelled() else starting.exception()
-        if error is not None:
+        if error is not None and on_failure is not None:
             on_failure(error)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.get_running_loop().create_task(service.start())
+        if on_failure is None:
+            await starting
         starting.add_done_callback(settled)
         yield
         if not starting.done():

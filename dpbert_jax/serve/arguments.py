@@ -38,6 +38,11 @@ class ServeArguments:
     measure: bool = flag(False, "Measure anew what --policy smdp has measured before.")
     max_batch_size: int = flag(32, "Texts of a batch.")
     max_batch_tokens: int = flag(16384, "Tokens of a batch.")
+    max_padding: float = flag(
+        1.15,
+        "Padded tokens that onnxruntime may be given for each real one: a batch is split by length "
+        "as needed. Larger: fewer, more even products; a large one: never split.",
+    )
     max_client_batch_size: int = flag(32, "Texts of a request.")
     max_request_bytes: int = flag(2_000_000, "Bytes of a request's body.")
     max_concurrent_requests: int = flag(512, "Requests at a time; more are refused.")
@@ -64,6 +69,8 @@ class ServeArguments:
         ):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} is {getattr(self, name)}, but must be above 0.")
+        if not self.max_padding >= 1:
+            raise UserError(f"--max_padding is {self.max_padding}, but must be at least 1.")
         if self.budget is not None and len(self.budget) != 1:
             raise UserError(
                 "Requests that name none have one --budget: --min_budget is what it falls to."

@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("jax", "onnx")
 AUTO = "auto"
 SMALL_BATCH = 8  # rows that a small batch is filled up to, so that few shapes are compiled
-PADDING = 1.15  # padded tokens for each real one that a batch of onnxruntime may have
 
 
 class Answers(NamedTuple):
@@ -67,8 +66,13 @@ class Backend:
         check_budget(self.config, budget)
 
 
-def open_backend(model_name_or_path: str, name: str, max_batch_size: int) -> Backend:
+def open_backend(
+    model_name_or_path: str, name: str, *, max_batch_size: int, max_padding: float
+) -> Backend:
     """Loads a run or an ONNX export; `auto` takes what the folder holds.
+
+    Args:
+        max_padding: of onnxruntime, padded tokens that a batch may have for each real one.
 
     Raises:
         UserError: the folder is neither, its files have been changed, or a package is missing.
@@ -85,7 +89,7 @@ def open_backend(model_name_or_path: str, name: str, max_batch_size: int) -> Bac
                 f"--backend onnx: {folder} is no ONNX export; write one with `dpbert export "
                 f"{folder} --format onnx --output_dir FOLDER`, and serve that folder."
             )
-        return _onnx_backend(folder)
+        return _onnx_backend(folder, max_batch_size, max_padding)
     if exported == "onnx":
         raise UserError(f"--backend jax: {folder} is an ONNX export; name the run that it is of.")
     return _jax_backend(Model.from_pretrained(model_name_or_path), max_batch_size)
@@ -146,7 +150,7 @@ def random_rows(number: int, length: int, vocab_size: int) -> TokenizedSplit:
     return TokenizedSplit(ids, np.zeros(len(ids), np.int8), offsets, None)
 
 
-def _onnx_backend(folder: Path) -> Backend:
+def _onnx_backend(folder: Path, max_batch_size: int, max_padding: float) -> Backend:
     chosen = export_format("onnx")
     chosen.require(chosen.to_run, "--backend onnx")
     config, tokenizer = read_config(folder), load_tokenizer(folder)
@@ -158,7 +162,7 @@ def _onnx_backend(folder: Path) -> Backend:
     def run(rows: TokenizedSplit, budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
         logits = np.zeros((len(rows), config.encoder.num_labels), np.float32)
         layer_mask = np.ones((len(rows), config.encoder.num_hidden_layers), np.float32)
-        for group in even_groups(rows.lengths, np.asarray(budgets)):
+        for group in even_groups(rows.lengths, np.asarray(budgets), max_padding):
             [batch] = batches(
                 rows.take(group),
                 len(group),
@@ -173,20 +177,24 @@ def _onnx_backend(folder: Path) -> Backend:
         return logits, layer_mask
 
     def warm_up() -> None:
-        for length in (1, longest):
-            run(random_rows(1, length, config.encoder.vocab_size), [1.0])
+        # Nothing is compiled for a shape, but memory is: it is had once for the largest.
+        for number in (1, max_batch_size):
+            for length in (1, longest):
+                run(random_rows(number, length, config.encoder.vocab_size), [1.0] * number)
 
     return Backend("onnx", folder.name, config, tokenizer, longest, run, warm_up)
 
 
-def even_groups(lengths: np.ndarray, budgets: np.ndarray) -> Iterator[np.ndarray]:
+def even_groups(
+    lengths: np.ndarray, budgets: np.ndarray, max_padding: float
+) -> Iterator[np.ndarray]:
     """Rows of one budget and of about one length: as few groups as keep padding below a share."""
     order = np.lexsort((-lengths, budgets))
     start = 0
     for end in range(1, len(order) + 1):
         if end < len(order) and budgets[order[end]] == budgets[order[start]]:
             group = order[start : end + 1]
-            if lengths[group[0]] * len(group) <= PADDING * lengths[group].sum():
+            if lengths[group[0]] * len(group) <= max_padding * lengths[group].sum():
                 continue
         yield order[start:end]
         start = end

@@ -130,13 +130,12 @@ class Batcher:
                 continue
             now = time.monotonic()
             oldest = now - self._line[0].arrived
-            queue = Queue(len(self._line), oldest, self._rate.at(now), self._tokens)
+            seen = (self._rate.at(now), self._tokens, self._rate.silence(now))
+            queue = Queue(len(self._line), oldest, *seen)
             decision = policy.decide(queue)
             if decision.rows == 0 and not self._closing:
                 # Whoever waits is asked for again before their time is up.
-                left = max(self._max_seconds - oldest, 0.0)
-                wait = left if decision.wait is None else min(decision.wait, left)
-                await self._event(wait)
+                await self._event(min(decision.wait, max(self._max_seconds - oldest, 0.0)))
                 continue
             self.budget = self.budgets[decision.level]
             await self._run(self._taken(decision.rows or len(self._line)), self.budget)

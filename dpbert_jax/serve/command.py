@@ -43,7 +43,12 @@ def make_service(args: ServeArguments) -> Service:
     Raises:
         UserError: the model or a budget cannot be had.
     """
-    backend: Backend = open_backend(args.model_name_or_path, args.backend, args.max_batch_size)
+    backend: Backend = open_backend(
+        args.model_name_or_path,
+        args.backend,
+        max_batch_size=args.max_batch_size,
+        max_padding=args.max_padding,
+    )
     budgets = budgets_of(args, backend)
     return Service(args, backend, lambda: choose_policy(args, backend, budgets), budgets)
 

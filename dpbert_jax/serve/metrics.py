@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.serve.backend import Answers
@@ -16,6 +16,7 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # memory, processor time, open files
 
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"dpbert_{name}_seconds", text, registry=registry, buckets=SECONDS)

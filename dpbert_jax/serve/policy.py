@@ -4,6 +4,7 @@ The server asks the policy whenever it is idle and something has changed: a requ
 ended, or the time passed that the policy wanted to wait. The simulator asks the same policies.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ class Queue(NamedTuple):
     oldest: float  # seconds that the first has waited
     rate: float  # arrivals a second, as tracked
     tokens: float = 0.0  # of a request, mean of those that came of late
+    silence: float = 0.0  # seconds since the last one came
 
 
 class Decision(NamedTuple):
@@ -25,10 +27,11 @@ class Decision(NamedTuple):
 
     rows: int
     level: int = 0  # which of the server's budgets, from the largest down
-    wait: float | None = None  # seconds until the policy is asked again anyway; None: at an event
+    wait: float = math.inf  # with no rows: seconds until the policy is asked again, if nobody comes
 
 
 TICK = 1e-6  # seconds: waiting for less is not waiting
+PATIENCE = 5.0  # mean gaps between arrivals without one: of a Poisson stream 7 in 1,000 are longer
 
 
 @runtime_checkable
@@ -67,7 +70,11 @@ class FixedSize:
 
 @dataclass(frozen=True)
 class Table:
-    """What `smdp.solve` found at several arrival rates: a look-up."""
+    """What `smdp.solve` found at several arrival rates: a look-up.
+
+    Where it waits for another request and none comes for so long that the rate cannot be what it
+    was solved for, it serves those that there are.
+    """
 
     rates: tuple[float, ...]  # ascending
     rows: Int[np.ndarray, "R S"]  # of the batch, by rate and requests waiting; 0: wait
@@ -77,7 +84,13 @@ class Table:
         # The next rate above: a policy for more load than there is costs less than the reverse.
         at = min(int(np.searchsorted(self.rates, queue.rate)), len(self.rates) - 1)
         state = min(queue.waiting, self.rows.shape[1] - 1)
-        return Decision(int(self.rows[at, state]), int(self.levels[at, state]))
+        rows, level = int(self.rows[at, state]), int(self.levels[at, state])
+        if rows == 0:
+            left = PATIENCE / self.rates[at] - queue.silence
+            if left > TICK:
+                return Decision(0, wait=left)
+            rows = min(queue.waiting, int(self.rows.max()))
+        return Decision(rows, level)
 
 
 class ArrivalRate:
@@ -93,7 +106,11 @@ class ArrivalRate:
             self._gap += (now - self._last - self._gap) / self._memory
         self._last = now
 
+    def silence(self, now: float) -> float:
+        """Seconds since the last arrival; 0 before the first."""
+        return 0.0 if self._last is None else now - self._last
+
     def at(self, now: float) -> float:
         """A silence longer than the mean says that the load has fallen, before the next arrival."""
-        silence = 0.0 if self._last is None else now - self._last
-        return 1.0 / max(self._gap + max(silence - self._gap, 0.0) / self._memory, 1e-9)
+        beyond = max(self.silence(now) - self._gap, 0.0)
+        return 1.0 / max(self._gap + beyond / self._memory, 1e-9)

@@ -69,15 +69,12 @@ def simulate(
             now = times[come]
             continue
         seen = tracked.at(now) if rate is None else rate
-        decision = policy.decide(Queue(come - first, now - times[first], seen))
+        silence = now - times[come - 1]
+        queue = Queue(come - first, now - times[first], seen, silence=silence)
+        decision = policy.decide(queue)
         if decision.rows == 0:
-            ends = [] if decision.wait is None else [now + decision.wait]
-            ends += [times[come]] if come < number else []
-            if not ends:  # nobody else comes: the policy would wait for good
-                decision = decision._replace(rows=min(come - first, service.largest))
-            else:
-                now = min(ends)
-                continue
+            now = min([now + decision.wait, *times[come : come + 1]])
+            continue
         rows = min(decision.rows, come - first)
         now += float(service.seconds[rows - 1, decision.level])
         cost += float(service.cost[rows - 1, decision.level])

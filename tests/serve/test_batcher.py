@@ -175,7 +175,7 @@ def test_closing_answers_whoever_was_accepted(worker):
 def test_even_groups_hold_every_row_once_of_one_budget_and_little_padding():
     random = np.random.default_rng(0)
     lengths, budgets = random.integers(1, 100, 60), random.choice([0.5, 1.0], 60)
-    groups = list(even_groups(lengths, budgets))
+    groups = list(even_groups(lengths, budgets, 1.15))
     assert sorted(np.concatenate(groups).tolist()) == list(range(60))
     for group in groups:
         assert len(set(budgets[group])) == 1

@@ -9,6 +9,8 @@ from dpbert_jax.serve.arguments import ServeArguments
 from dpbert_jax.serve.backend import open_backend, random_rows
 from dpbert_jax.serve.policy import Queue, Table
 
+SIZES = {"max_batch_size": 2, "max_padding": 1.15}
+
 
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
@@ -31,7 +33,7 @@ def test_the_default_policy_is_measured_solved_and_served_with(
 
 
 def test_what_was_measured_is_kept_and_measured_anew_where_asked(quick, served_folder, monkeypatch):
-    backend = open_backend(str(served_folder), "auto", 2)
+    backend = open_backend(str(served_folder), "auto", **SIZES)
     first = measure.measured(backend, 2, 0.4, anew=False)
     assert measure.measured(backend, 2, 0.4, anew=False) == first
     assert measure.measured(backend, 2, 0.4, anew=True) != first
@@ -55,14 +57,14 @@ def test_a_policy_for_each_length_is_asked_by_the_mean_length():
     ],
 )
 def test_budgets_that_cannot_be_had_are_refused(served_folder, flags, sentence):
-    backend = open_backend(str(served_folder), "jax", 2)
+    backend = open_backend(str(served_folder), "jax", **SIZES)
     with pytest.raises(UserError, match=sentence):
         choose.budgets_of(ServeArguments(str(served_folder), **flags), backend)
 
 
 def test_a_folder_of_the_other_backend_is_refused(served_folder):
     with pytest.raises(UserError, match="is no ONNX export"):
-        open_backend(str(served_folder), "onnx", 2)
+        open_backend(str(served_folder), "onnx", **SIZES)
 
 
 def test_an_onnx_export_answers_as_the_run_does(served_folder, tmp_path):
@@ -72,7 +74,7 @@ def test_an_onnx_export_answers_as_the_run_does(served_folder, tmp_path):
     Model.from_pretrained(served_folder).export("onnx", tmp_path / "onnx")
     rows, budgets = random_rows(5, 9, 20), [0.5, 1.0, 0.5, 0.8, 1.0]
     one, other = (
-        open_backend(str(folder), "auto", 8).answer(rows, budgets)
+        open_backend(str(folder), "auto", **SIZES).answer(rows, budgets)
         for folder in (served_folder, tmp_path / "onnx")
     )
     np.testing.assert_allclose(one.logits, other.logits, atol=1e-4)

@@ -87,6 +87,17 @@ def test_a_table_of_rates_looks_up_the_next_rate_above():
             assert table.decide(Queue(waiting, 0.0, rate)).rows == table.rows[at, state]
 
 
+def test_nobody_waits_for_good_for_somebody_who_does_not_come():
+    """Tables are solved down to some rate; a lone request at a lower one is served all the same."""
+    dear = SERVICE._replace(cost=SERVICE.cost + 50.0)
+    table = solve_table(dear, [0.5])
+    waits = table.decide(Queue(1, 0.0, 0.001))
+    assert waits.rows == 0 and 0 < waits.wait < 60
+    assert table.decide(Queue(1, 9.0, 0.001, silence=waits.wait)).rows == 1
+    made = simulate(table, np.array([0.0, 1e6]), dear)
+    assert made.latency.max() < 60
+
+
 def test_a_stream_of_two_rates_has_their_mean_and_more_spread():
     steady = poisson_arrivals(55.0, 50_000, 0)
     bursty = bursty_arrivals((10.0, 100.0), 1.0, 50_000, 0)

@@ -1,0 +1,243 @@
+"""Loads servers with requests at random times, and reports what came of them.
+
+Several servers are loaded in turns, rate by rate, so that a machine that slows down slows all. With
+--hold_p95_ms the highest rate is searched at which 95 % are answered within so many milliseconds.
+"""
+
+import asyncio
+import json
+import logging
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpbert_jax.benchmark.environment import make_room
+from dpbert_jax.benchmark.plots import check_plot
+from dpbert_jax.data import Columns, TaskData, classes_of_model, load_task
+from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.metrics import compute_metrics
+from dpbert_jax.flags import flag, parse
+from dpbert_jax.serve.hostile import EXPECTED
+from dpbert_jax.serve.load_plot import plot_traffic
+from dpbert_jax.serve.simulate import bursty_arrivals, poisson_arrivals
+from dpbert_jax.serve.traffic import FAILED, Traffic, drive
+
+logger = logging.getLogger(__name__)
+
+DOUBLING, NARROW = 2.0, 1.07  # steps of the search for a rate, and where it ends
+
+
+@dataclass(frozen=True)
+class LoadTestArguments:
+    url: list[str] = field(
+        metadata={"help": "Servers to load, http://HOST:PORT each; one may be given without flag."}
+    )
+    rate: list[float] = field(
+        metadata={"help": "Requests a second; several are tried one after the other."}
+    )
+    input_file: str | None = flag(
+        None, "Texts: csv, tsv, json, jsonl or parquet; answers are scored where it has labels."
+    )
+    data_dir: str | None = flag(None, "A GLUE folder, whose dev rows are sent and scored.")
+    text_column_name: str | None = flag(None, "Column of the texts in --input_file.")
+    text_pair_column_name: str | None = flag(None, "Column of the second text of a pair.")
+    label_column_name: str | None = flag(None, "Column of the labels.")
+    seconds: float = flag(30.0, "Length of each stream.")
+    burst_rate: float | None = flag(
+        None, "Requests a second in bursts, which alternate with --rate. Default: no bursts."
+    )
+    burst_seconds: float = flag(5.0, "Mean length of a burst, and of the calm between two.")
+    budget: float | None = flag(None, "Of all requests. Default: the server's.")
+    hold_p95_ms: float | None = flag(
+        None, "Search for the highest rate held, from --rate up; streams of --seconds each."
+    )
+    rounds: int = flag(1, "Repeat all streams so often.")
+    hostile: float = flag(0.0, "Share of further requests that have to be refused.")
+    api_key: str | None = flag(None, "Bearer token of the servers.")
+    seed: int = flag(0, "Of arrivals and of the texts drawn.")
+    json: str | None = flag(None, "Write the figures here, a list with an object for each stream.")
+    plot: str | None = flag(
+        None, "Draw the last stream's load, latency and budget here: png, pdf or svg."
+    )
+
+    def __post_init__(self) -> None:
+        if (self.input_file is None) == (self.data_dir is None):
+            raise UserError("Name the texts: either --input_file or --data_dir.")
+        if min(self.rate) <= 0 or self.seconds <= 0 or self.burst_seconds <= 0 or self.rounds < 1:
+            raise UserError("--rate, --seconds, --burst_seconds and --rounds must be above 0.")
+        if not 0 <= self.hostile <= 1:
+            raise UserError(f"--hostile is {self.hostile}, but is a share: 0 to 1.")
+        if self.hold_p95_ms is not None and (len(self.rate) > 1 or self.burst_rate is not None):
+            raise UserError("--hold_p95_ms begins at one --rate, and has no bursts.")
+        if self.json:
+            make_room("json", Path(self.json))
+        if self.plot:
+            check_plot(Path(self.plot))
+
+
+def load_test(args: LoadTestArguments) -> list[dict[str, Any]]:
+    """Runs all streams; what each met, in their order.
+
+    Raises:
+        UserError: a server does not answer, or the texts cannot be read.
+    """
+    tasks = {url: _rows_for(args, url) for url in args.url}
+    found: list[dict[str, Any]] = []
+
+    def run(url: str, rate: float) -> dict[str, Any]:
+        traffic = _stream(args, url, rate, tasks[url], args.seed + len(found))
+        report = report_of(traffic, tasks[url], args.seconds)
+        found.append(report)
+        print(json.dumps(report), flush=True)
+        if args.plot:
+            plot_traffic(Path(args.plot), traffic, args.seconds)
+        return report
+
+    for _ in range(args.rounds):
+        if args.hold_p95_ms is None:
+            for rate in args.rate:
+                for url in args.url:
+                    run(url, rate)
+            continue
+        for url in args.url:
+            held = _highest_held(
+                lambda rate, url=url: run(url, rate)["p95_ms"] <= args.hold_p95_ms, args.rate[0]
+            )
+            print(json.dumps({"url": url, "p95_ms": args.hold_p95_ms, "held": held}), flush=True)
+            found.append({"url": url, "held": held})
+    if args.json:
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def _highest_held(holds: Any, rate: float) -> float:
+    """The highest rate that is held, within `NARROW`: doubled or halved first, then between."""
+    low, high = 0.0, 0.0
+    while not (low and high) and 0.01 < rate < 1e6:
+        if holds(rate):
+            low, rate = rate, rate * DOUBLING
+        else:
+            high, rate = rate, rate / DOUBLING
+    while low and high / low > NARROW:
+        middle = float(np.sqrt(low * high))
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any]:
+    """Figures of a stream; latencies are of requests with an answer, in milliseconds.
+
+    `overhead_ms` is the median of what neither the queue nor the model took, `generator_late_ms`
+    the 95th percentile of how late requests were sent, which is this program's own fault.
+    `unexpected` are hostile requests that met another status than they should.
+    """
+    answered = traffic.answered
+    latency = [each.latency for each in answered] or [np.inf]
+    refused = [np.inf] * (len(traffic.sent) - len(answered))  # no promise was held for them
+    beside = [each.latency - each.queued - each.inference for each in answered] or [np.nan]
+    late = [each.started - each.due for each in traffic.sent] or [np.nan]
+    unexpected = Counter(
+        f"{kind}: {status}"
+        for kind, status in traffic.hostile
+        if status not in (EXPECTED[kind], FAILED)
+    )
+    return {
+        "url": traffic.url,
+        "rate": traffic.rate,
+        "requests": len(traffic.sent),
+        "status": {str(k): n for k, n in sorted(Counter(s.status for s in traffic.sent).items())},
+        "answered_per_second": round(len(answered) / max(seconds, _ended(traffic)), 2),
+        "mean_ms": _ms(np.mean(latency)),
+        "p50_ms": _ms(np.quantile(latency, 0.5)),
+        "p95_ms": _ms(np.quantile(latency + refused, 0.95, method="lower")),
+        "p99_ms": _ms(np.quantile(latency + refused, 0.99, method="lower")),
+        "overhead_ms": _ms(np.median(beside)),
+        "generator_late_ms": _ms(np.quantile(late, 0.95)),
+        "budget": _mean([each.budget for each in answered]),
+        "cost": _mean([each.cost for each in answered]),
+        **_score(traffic, task),
+        "hostile": len(traffic.hostile),
+        "unexpected": dict(unexpected),
+        "memory_mb": [round(m / 2**20, 1) for m in traffic.memory[:1] + traffic.memory[-1:]],
+    }
+
+
+def _ended(traffic: Traffic) -> float:
+    return max((each.due + each.latency for each in traffic.answered), default=0.0)
+
+
+def _ms(seconds: Any) -> float:
+    return round(1000 * float(seconds), 3)
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None
+
+
+def _score(traffic: Traffic, task: TaskData) -> dict[str, Any]:
+    labels = task.splits[task.spec.validation_splits[0]].labels
+    if labels is None or not traffic.answered:
+        return {}
+    names = task.spec.labels or list(traffic.answered[0].scores)
+    logits = np.array([[each.scores[name] for name in names] for each in traffic.answered])
+    true = np.asarray(labels)[[each.row for each in traffic.answered]]
+    metrics = compute_metrics(task.spec, logits, true)
+    return {"metrics": {name: round(value, 4) for name, value in metrics.items()}}
+
+
+def _rows_for(args: LoadTestArguments, url: str) -> TaskData:
+    """The texts, their labels in the order of the server's classes."""
+    request = urllib.request.Request(f"{url}/info")
+    if args.api_key:
+        request.add_header("authorization", f"Bearer {args.api_key}")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            info = json.load(response)
+        with urllib.request.urlopen(f"{url}/health", timeout=10):
+            pass
+    except (OSError, ValueError) as error:
+        raise UserError(f"--url {url}: no server that is ready answers there ({error}).") from error
+    names = tuple(info["model_type"]["classifier"]["id2label"].values())
+    return load_task(
+        data_dir=args.data_dir,
+        validation_file=args.input_file,
+        columns=Columns(args.text_column_name, args.text_pair_column_name, args.label_column_name),
+        model=classes_of_model(info["problem_type"], len(names), names),
+        labels="optional",
+    )
+
+
+def _stream(args: LoadTestArguments, url: str, rate: float, task: TaskData, seed: int) -> Traffic:
+    rows = task.splits[task.spec.validation_splits[0]]
+    texts: list[Any] = list(rows.text_a)
+    if rows.text_b is not None:
+        texts = [list(pair) for pair in zip(rows.text_a, rows.text_b, strict=True)]
+    most = max(rate, args.burst_rate or 0.0)
+    number = int(most * args.seconds * 1.5) + 100
+    if args.burst_rate is None:
+        arrivals = poisson_arrivals(rate, number, seed)
+    else:
+        arrivals = bursty_arrivals((rate, args.burst_rate), args.burst_seconds, number, seed)
+    return asyncio.run(
+        drive(
+            url,
+            texts,
+            arrivals[arrivals < args.seconds],
+            rate=rate,
+            budget=args.budget,
+            api_key=args.api_key,
+            hostile=args.hostile,
+            seed=seed,
+        )
+    )
+
+
+def main() -> None:
+    load_test(parse(LoadTestArguments, __doc__, positional="url"))

@@ -1,0 +1,101 @@
+"""The load generator: what it reports is what the server did."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpbert_jax.errors import UserError
+from dpbert_jax.model import Model
+from dpbert_jax.serve import hostile, load_test
+from dpbert_jax.serve.load_test import LoadTestArguments
+from dpbert_jax.serve.traffic import Sent, Traffic
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+TEXTS = ["the film was good", "a dog", "bad bad bad cat on the mat", "sun and walk"]
+
+
+@pytest.fixture
+def rows(served_folder, tmp_path):
+    """Texts with the model's own answers at all layers for labels."""
+    said = Model.from_pretrained(served_folder).predict(TEXTS)
+    lines = ["text\tlabel", *(f"{t}\t{s.label}" for t, s in zip(TEXTS, said, strict=True))]
+    (tmp_path / "rows.tsv").write_text("\n".join(lines) + "\n")
+    return str(tmp_path / "rows.tsv")
+
+
+def test_a_stream_is_reported_as_it_was(client, rows, tmp_path):
+    url = str(client.base_url)
+    found = load_test.load_test(
+        LoadTestArguments(
+            [url],
+            [60.0],
+            rows,
+            seconds=1.0,
+            budget=1.0,
+            json=str(tmp_path / "found.json"),
+            plot=str(tmp_path / "found.png"),
+        )
+    )
+    [report] = found
+    assert report["status"] == {"200": report["requests"]} and 30 < report["requests"] < 90
+    assert report["metrics"]["accuracy"] == 1.0
+    assert (report["budget"], report["cost"]) == (1.0, pytest.approx(1.0, abs=0.2))
+    assert 0 < report["p50_ms"] <= report["p95_ms"] <= report["p99_ms"]
+    assert json.loads((tmp_path / "found.json").read_text()) == found
+    assert (tmp_path / "found.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_servers_are_loaded_in_turns_at_each_rate(client, rows):
+    url = str(client.base_url)
+    found = load_test.load_test(
+        LoadTestArguments([url, url], [20.0, 40.0], rows, seconds=0.2, burst_rate=90.0, rounds=2)
+    )
+    assert [each["rate"] for each in found] == [20, 20, 40, 40] * 2
+
+
+def test_hostile_requests_are_refused_and_the_others_answered(client, rows, monkeypatch):
+    monkeypatch.setattr(hostile, "STALL_SECONDS", 0.0)
+    found = load_test.load_test(
+        LoadTestArguments([str(client.base_url)], [40.0], rows, seconds=1.0, hostile=1.0)
+    )
+    [report] = found
+    assert report["status"] == {"200": report["requests"]}
+    assert report["hostile"] >= len(hostile.EXPECTED) and not report["unexpected"]
+
+
+@pytest.mark.parametrize("held", [3.0, 55.0, 700.0])
+def test_the_search_ends_just_below_what_is_held(held):
+    rate = load_test._highest_held(lambda rate: rate <= held, 50.0)
+    assert held / load_test.NARROW <= rate <= held
+
+
+def test_latency_without_an_answer_is_none_that_was_held(rows):
+    known = load_test.classes_of_model("single_label_classification", 2, ("bad", "good"))
+    task = load_test.load_task(validation_file=rows, model=known)
+    sent = [Sent(0, 0.0, latency=0.01, status=200, scores={"bad": 0.0, "good": 1.0})] * 9
+    report = load_test.report_of(
+        Traffic("", 1.0, [*sent, Sent(0, 0.0), Sent(0, 0.1)], [], []), task, 1.0
+    )
+    assert report["p50_ms"] == 10 and report["p95_ms"] == np.inf
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"input_file": None}, "either --input_file or --data_dir"),
+        ({"rate": [0.0]}, "must be above 0"),
+        ({"hostile": 2.0}, "is a share"),
+        ({"hold_p95_ms": 50.0, "rate": [1.0, 2.0]}, "begins at one --rate"),
+    ],
+)
+def test_flags_that_make_no_stream_are_refused(changed, sentence):
+    with pytest.raises(UserError, match=sentence):
+        LoadTestArguments(**{"url": ["http://a"], "rate": [1.0], "input_file": "a.tsv", **changed})
+
+
+def test_a_server_that_is_not_there_is_a_sentence(rows):
+    assert Path(rows).exists()
+    with pytest.raises(UserError, match="no server that is ready"):
+        load_test.load_test(LoadTestArguments(["http://127.0.0.1:9"], [1.0], rows))
