@@ -12,7 +12,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.flags import MODEL, RENAMED, parse
 
 # Commands whose subject is no model.
-OF_FOLDERS = ("seeds",)
+OF_OTHERS = {"seeds": "--sweep_dirs", "load-test": "--url"}  # what stands first there
 
 
 class Captured(Exception):
@@ -61,7 +61,7 @@ def test_old_names_are_gone_and_a_model_is_named_alike_everywhere(arguments):
     for verb, each in arguments.items():
         names = {field.name for field in dataclasses.fields(each)}
         assert not names & set(RENAMED), verb
-        assert (MODEL in names) == (verb not in OF_FOLDERS)
+        assert (MODEL in names) == (verb not in OF_OTHERS)
     taken = {field.name for each in arguments.values() for field in dataclasses.fields(each)}
     assert {new for new, _ in RENAMED.values()} <= taken
 
@@ -80,10 +80,11 @@ NEEDED = {
     "sweep": ["--output_dir", "out"],
     "export": ["--format", "onnx", "--output_dir", "out"],
     "stack": ["--output_dir", "out"],
+    "load-test": ["--rate", "1", "--input_file", "rows.tsv"],
 }
 
 
-@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in OF_FOLDERS])
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in OF_OTHERS])
 def test_the_model_may_stand_first(verb, arguments):
     for named in ([], ["--model_name_or_path"]):
         assert (
@@ -118,7 +119,7 @@ def test_an_old_flag_is_answered_with_the_new_one(verb, flags, words, arguments)
 @pytest.mark.parametrize("flag", ["--model_name", "--see", "--sweep_di"])
 def test_a_flag_is_never_guessed_from_its_beginning(verb, flag, arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        subject = "--sweep_dirs" if verb in OF_FOLDERS else f"--{MODEL}"
+        subject = OF_OTHERS.get(verb, f"--{MODEL}")
         parse(arguments[verb], None, [subject, "run", *NEEDED.get(verb, []), flag, "1"])
     assert stop.value.code == 2
     assert f"unrecognized arguments: {flag}" in capsys.readouterr().err

@@ -51,7 +51,7 @@ class LoadTestArguments:
         None, "Requests a second in bursts, which alternate with --rate. Default: no bursts."
     )
     burst_seconds: float = flag(5.0, "Mean length of a burst, and of the calm between two.")
-    budget: float | None = flag(None, "Of all requests. Default: the server's.")
+    budget: list[float] | None = flag(None, "Of all requests; one. Default: the server's.")
     hold_p95_ms: float | None = flag(
         None, "Search for the highest rate held, from --rate up; streams of --seconds each."
     )
@@ -69,6 +69,8 @@ class LoadTestArguments:
             raise UserError("Name the texts: either --input_file or --data_dir.")
         if min(self.rate) <= 0 or self.seconds <= 0 or self.burst_seconds <= 0 or self.rounds < 1:
             raise UserError("--rate, --seconds, --burst_seconds and --rounds must be above 0.")
+        if self.budget is not None and len(self.budget) != 1:
+            raise UserError("Requests are sent at one --budget, not at several.")
         if not 0 <= self.hostile <= 1:
             raise UserError(f"--hostile is {self.hostile}, but is a share: 0 to 1.")
         if self.hold_p95_ms is not None and (len(self.rate) > 1 or self.burst_rate is not None):
@@ -231,7 +233,7 @@ def _stream(args: LoadTestArguments, url: str, rate: float, task: TaskData, seed
             texts,
             arrivals[arrivals < args.seconds],
             rate=rate,
-            budget=args.budget,
+            budget=args.budget[0] if args.budget else None,
             api_key=args.api_key,
             hostile=args.hostile,
             seed=seed,

@@ -33,7 +33,7 @@ def test_a_stream_is_reported_as_it_was(client, rows, tmp_path):
             [60.0],
             rows,
             seconds=1.0,
-            budget=1.0,
+            budget=[1.0],
             json=str(tmp_path / "found.json"),
             plot=str(tmp_path / "found.png"),
         )
