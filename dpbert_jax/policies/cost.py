@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -41,13 +40,13 @@ def mean_cost(
 
 def plan_cost(
     config: DPBertConfig, gates: Float[Array | np.ndarray, "B P"], sequence_length: Length
-) -> Float[Array, " B"]:
+) -> Float[Array | np.ndarray, " B"]:
     """Each row's share of the dense encoder's FLOPs; 1 + `planner_share` for a full plan.
 
-    Takes gates, not the whole mask, so that a relaxed gate's gradient flows through; works on
-    numpy arrays too.
+    Takes gates, not the whole mask, so that a relaxed gate's gradient flows through. Of NumPy's
+    arrays NumPy computes it: JAX would compile a program for each number of rows.
     """
-    planned = jnp.sum(gates, axis=-1)
+    planned = gates.sum(axis=-1)
     layers = config.encoder.num_hidden_layers
     run = config.stem_layers + planned
     cost = run / layers + planner_share(config, sequence_length)

@@ -15,8 +15,8 @@ from starlette.responses import FileResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
 from dpbert_jax.serve import kserve, protocol
-from dpbert_jax.serve.errors import Refused, Unhealthy
-from dpbert_jax.serve.guard import Guard, refusal
+from dpbert_jax.serve.errors import Refused, Unhealthy, refusal
+from dpbert_jax.serve.guard import Guard
 from dpbert_jax.serve.service import Answered, Service
 
 PAGE = Path(__file__).parent / "page"

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig, read_config
-from dpbert_jax.data import TokenizedSplit, batches
+from dpbert_jax.data import LENGTH_BUCKETS, TokenizedSplit, batches
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.formats import ExportOptions, load_artifact
 from dpbert_jax.export_formats import export_format
@@ -133,9 +133,9 @@ def _jax_backend(model: Model, max_batch_size: int) -> Backend:
         return logits, layer_mask
 
     def warm_up() -> None:
-        model.warm_up()
-        for size in sizes:
-            for length in [*buckets, longest]:
+        alone = [length for length in LENGTH_BUCKETS if length < longest]
+        for size, shorter in ((1, alone), *((size, buckets) for size in sizes)):
+            for length in [*shorter, longest]:
                 run(random_rows(size, length, config.encoder.vocab_size), [1.0] * size)
 
     folder = model.folder

@@ -1,5 +1,7 @@
 """What a request can be refused for, in the form of text-embeddings-inference."""
 
+from starlette.responses import JSONResponse
+
 
 class Refused(Exception):
     """A request without an answer: an HTTP status, and a name for programs."""
@@ -47,3 +49,12 @@ class Unhealthy(Refused):
     """The server is starting or ending."""
 
     status, kind = 503, "Unhealthy"
+
+
+def refusal(error: Refused) -> JSONResponse:
+    """An error as text-embeddings-inference has it."""
+    headers = {"retry-after": "1"} if error.status in (429, 503) else {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    body = {"error": str(error), "error_type": error.kind}
+    return JSONResponse(body, error.status, headers)

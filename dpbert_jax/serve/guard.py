@@ -5,9 +5,7 @@ import hmac
 import time
 from typing import Any
 
-from starlette.responses import JSONResponse
-
-from dpbert_jax.serve.errors import Overloaded, Refused, TooLarge, Unauthorized
+from dpbert_jax.serve.errors import Overloaded, Refused, TooLarge, Unauthorized, refusal
 from dpbert_jax.serve.metrics import Metrics
 
 # Asked by load balancers, monitoring and browsers, which bring no token.
@@ -28,15 +26,6 @@ class Late(Refused):
     """The body did not come in time."""
 
     status, kind = 408, "Timeout"
-
-
-def refusal(error: Refused) -> JSONResponse:
-    """An error as text-embeddings-inference has it."""
-    headers = {"retry-after": "1"} if error.status in (429, 503) else {}
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    body = {"error": str(error), "error_type": error.kind}
-    return JSONResponse(body, error.status, headers)
 
 
 class Guard:

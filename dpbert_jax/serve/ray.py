@@ -2,7 +2,8 @@
 
 `serve run dpbert_jax.serve.ray:build model_name_or_path=runs/mrpc num_replicas=2` starts it. Its
 arguments are the flags of `dpbert serve`, less where it listens, which is Ray's business. Each
-replica has a queue and a dial of its own.
+replica has a queue and a dial of its own. A request whose replica dies is asked again where the
+cluster was started with what docs/serve.md sets.
 """
 
 from typing import Any

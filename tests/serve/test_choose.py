@@ -1,5 +1,9 @@
 """From flags to a policy: measured once, kept, and served with."""
 
+import itertools
+import logging
+
+import jax
 import numpy as np
 import pytest
 
@@ -60,6 +64,16 @@ def test_budgets_that_cannot_be_had_are_refused(served_folder, flags, sentence):
     backend = open_backend(str(served_folder), "jax", **SIZES)
     with pytest.raises(UserError, match=sentence):
         choose.budgets_of(ServeArguments(str(served_folder), **flags), backend)
+
+
+def test_a_warm_backend_compiles_nothing(served_folder, caplog):
+    backend = open_backend(str(served_folder), "jax", max_batch_size=4, max_padding=1.15)
+    backend.warm_up()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for number, length in itertools.product(range(1, 5), (3, 9, 20, 32)):
+            for budget in (0.5, 1.0):
+                backend.answer(random_rows(number, length, 20), [budget] * number)
+    assert "Compiling" not in caplog.text
 
 
 def test_a_folder_of_the_other_backend_is_refused(served_folder):
