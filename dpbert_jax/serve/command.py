@@ -72,6 +72,7 @@ async def serve(args: ServeArguments) -> None:
 
     config = uvicorn.Config(
         make_app(service, failed),
+        http="httptools",
         log_level="warning",
         access_log=False,
         timeout_keep_alive=IDLE_SECONDS,
@@ -87,7 +88,9 @@ async def serve(args: ServeArguments) -> None:
 
 def _listen(args: ServeArguments) -> socket.socket:
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
-    listener = socket.socket(family)
+    # asyncio sends small answers at once (TCP_NODELAY) where the protocol is named, and only there:
+    # else an answer on a connection that is used again waits 40 ms for the client's acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((args.host, args.port))

@@ -12,11 +12,12 @@ from jaxtyping import Float
 
 from dpbert_jax.serve.policy import Decision, Policy, Queue, Table
 from dpbert_jax.serve.simulate import poisson_arrivals, simulate
-from dpbert_jax.serve.smdp import Service, solve
+from dpbert_jax.serve.smdp import Service, Solved, solve
 
 HEADROOM = 0.8  # of the promised latency: what is planned for, since service times vary
 PRICES = tuple(float(price) for price in np.geomspace(1e-3, 10.0, 9))
 ARRIVALS, SEED = 3000, 0  # that each price is tried on
+FULL_BATCHES = 6  # in the longest queue told from longer ones: there the budget is the lowest
 LATE_WEIGHT = 10.0  # of a second beyond the promise, against one of latency
 
 
@@ -64,26 +65,36 @@ def solve_for_target(
 ) -> Table:
     """At each rate the policy that spends most on its requests while 95 % are in time.
 
-    The price of a lower budget is raised as long as the simulated 95th percentile stays within the
-    target; where it never does, the lowest price is kept, which serves fastest.
+    That is the one of the highest price of a lower budget at which the simulated 95th percentile
+    stays within the target, found by bisection; where none does, the lowest price is kept, which
+    serves fastest.
     """
-    rows, levels = [], []
-    for rate in rates:
-        arrivals = poisson_arrivals(rate, ARRIVALS, SEED)
-        chosen = None
-        for price in PRICES:
-            solved = solve(
-                with_price(service, budgets, price),
-                rate,
-                deadline=HEADROOM * target,
-                late_weight=LATE_WEIGHT,
-            )
-            table = Table((rate,), solved.rows[None], solved.levels[None])
-            late = np.quantile(simulate(table, arrivals, service, rate).latency, 0.95)
-            if chosen is not None and late > HEADROOM * target:
-                break
-            chosen = solved
-        assert chosen is not None
-        rows.append(chosen.rows)
-        levels.append(chosen.levels)
-    return Table(tuple(rates), np.array(rows), np.array(levels))
+    chosen = [_at_price(service, budgets, rate, target) for rate in rates]
+    return Table(
+        tuple(rates), np.array([s.rows for s in chosen]), np.array([s.levels for s in chosen])
+    )
+
+
+def _at_price(service: Service, budgets: tuple[float, ...], rate: float, target: float) -> Solved:
+    arrivals = poisson_arrivals(rate, ARRIVALS, SEED)
+
+    def solved(price: float) -> Solved:
+        return solve(
+            with_price(service, budgets, price),
+            rate,
+            deadline=HEADROOM * target,
+            late_weight=LATE_WEIGHT,
+            states=FULL_BATCHES * service.largest,
+        )
+
+    best, low, high = solved(PRICES[0]), 1, len(PRICES)
+    while low < high:
+        middle = (low + high) // 2
+        tried = solved(PRICES[middle])
+        table = Table((rate,), tried.rows[None], tried.levels[None])
+        late = np.quantile(simulate(table, arrivals, service, rate).latency, 0.95)
+        if late <= HEADROOM * target:
+            best, low = tried, middle + 1
+        else:
+            high = middle
+    return best

@@ -136,14 +136,16 @@ def _highest_held(holds: Any, rate: float) -> float:
 def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any]:
     """Figures of a stream; latencies are of requests with an answer, in milliseconds.
 
-    `overhead_ms` is the median of what neither the queue nor the model took, `generator_late_ms`
-    the 95th percentile of how late requests were sent, which is this program's own fault.
+    `overhead_ms` is the median of what neither the queue nor the model took, this program's own
+    part included; `generator_late_ms` the 95th percentile of how late requests were sent, which is
+    its fault alone.
     `unexpected` are hostile requests that met another status than they should.
     """
     answered = traffic.answered
     latency = [each.latency for each in answered] or [np.inf]
     refused = [np.inf] * (len(traffic.sent) - len(answered))  # no promise was held for them
-    beside = [each.latency - each.queued - each.inference for each in answered] or [np.nan]
+    taken = [each.latency - (each.started - each.due) for each in answered]
+    beside = [t - s.queued - s.inference for t, s in zip(taken, answered, strict=True)] or [np.nan]
     late = [each.started - each.due for each in traffic.sent] or [np.nan]
     unexpected = Counter(
         f"{kind}: {status}"

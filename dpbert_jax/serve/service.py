@@ -1,6 +1,7 @@
 """Texts in, answers out: what every protocol of the server calls."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from dpbert_jax.serve.errors import Invalid, TooLarge, Unhealthy
 from dpbert_jax.serve.metrics import Metrics
 from dpbert_jax.serve.policy import Policy
 from dpbert_jax.serve.protocol import check_count
+
+logger = logging.getLogger(__name__)
 
 RECENT = 10.0  # seconds that the status looks back
 
@@ -62,6 +65,7 @@ class Service:
         await asyncio.to_thread(self.backend.warm_up)
         self.batcher.start(await asyncio.to_thread(self._policy))
         self.started.set()
+        logger.info("Ready.")
 
     async def close(self) -> None:
         """Refuses what comes, finishes what was accepted."""

@@ -42,7 +42,7 @@ def served(folder, **flags):
 
     args = ServeArguments(str(folder), **{"policy": "greedy", "max_batch_size": 4, **flags})
     service = make_service(args)
-    listener = socket.socket()
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(make_app(service, pytest.fail), log_level="critical"))
     ready = threading.Event()

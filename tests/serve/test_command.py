@@ -45,6 +45,12 @@ def test_what_keeps_it_from_becoming_ready_is_told(args, monkeypatch):
         asyncio.run(command.serve(args))
 
 
+def test_small_answers_are_sent_at_once(args):
+    """asyncio sets TCP_NODELAY by the listener's protocol; without it each waits for 40 ms."""
+    with command._listen(args) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+
+
 def test_a_port_in_use_is_a_sentence(served_folder):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
