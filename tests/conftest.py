@@ -19,11 +19,14 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# A run's programs are compiled once for all runs of the session, those of subprocesses too; where
-# DPBERT_JAX_TEST_CACHE names a folder, once for many sessions, which saves most of their time.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
-    "DPBERT_JAX_TEST_CACHE"
-) or tempfile.mkdtemp(prefix="dpbert_jax_tests")
+# A run's programs are compiled once for all processes of the session, xdist's workers, which inherit
+# the folder, among them; where DPBERT_JAX_TEST_CACHE names one, once for many sessions, which saves
+# most of their time. With a limit JAX takes a lock: without, one may read what is half written.
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**33)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+        "DPBERT_JAX_TEST_CACHE"
+    ) or tempfile.mkdtemp(prefix="dpbert_jax_tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # Nothing is read from, or left in, the tokenised splits of whoever runs the tests.
 os.environ["DPBERT_JAX_CACHE"] = tempfile.mkdtemp(prefix="dpbert_jax_tokenized")
@@ -36,7 +39,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import install_import_hook
 
 atexit.register(shutil.rmtree, os.environ["DPBERT_JAX_CACHE"], ignore_errors=True)
-if "DPBERT_JAX_TEST_CACHE" not in os.environ:
+if not {"DPBERT_JAX_TEST_CACHE", "PYTEST_XDIST_WORKER"} & set(os.environ):
     cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
 install_import_hook("dpbert_jax", "beartype.beartype")

@@ -6,7 +6,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag
 from dpbert_jax.serve.backend import AUTO, BACKENDS
 
-POLICIES = ("smdp", "greedy", "fixed")
+POLICIES = ("greedy", "smdp", "fixed")
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class ServeArguments:
         50.0, "The 95th percentile of latency that the budget is lowered to hold."
     )
     policy: str = flag(
-        "smdp",
-        "When a batch starts. smdp: solved for latencies measured on this machine. greedy: at "
-        "once. fixed: at --batch_size texts, or after --batch_timeout_ms.",
+        "greedy",
+        "When a batch starts. greedy: at once. smdp: solved for latencies measured on this "
+        "machine. fixed: at --batch_size texts, or after --batch_timeout_ms.",
     )
     batch_size: int = flag(8, "Of --policy fixed.")
     batch_timeout_ms: float = flag(5.0, "Of --policy fixed.")
-    measure: bool = flag(False, "Measure anew what --policy smdp has measured before.")
+    measure: bool = flag(False, "Measure latencies of batches anew, which the first start keeps.")
     max_batch_size: int = flag(32, "Texts of a batch.")
     max_batch_tokens: int = flag(16384, "Tokens of a batch.")
     max_padding: float = flag(

@@ -14,9 +14,10 @@ import numpy as np
 
 from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.serve.backend import Backend
+from dpbert_jax.serve.choose import Expected
 from dpbert_jax.serve.errors import Overloaded, Unanswered
 from dpbert_jax.serve.metrics import Metrics
-from dpbert_jax.serve.policy import ArrivalRate, Policy, Queue
+from dpbert_jax.serve.policy import ArrivalRate, Policy, Queue, Slowness
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +66,16 @@ class Batcher:
         self._max_seconds = max_queue_seconds
         self._line: deque[_Waiting] = deque()
         self._changed = asyncio.Event()
-        self._rate = ArrivalRate()
+        self._rate, self._slow = ArrivalRate(), Slowness()
+        self._expected: Expected | None = None
         self._tokens = 0.0  # of a text, mean of those that came of late
         self._closing = False
         self._worker = ThreadPoolExecutor(1, "inference")
         self._task: asyncio.Task | None = None
 
-    def start(self, policy: Policy) -> None:
-        """Begins to serve, in the running event loop."""
+    def start(self, policy: Policy, expected: Expected | None = None) -> None:
+        """Begins to serve, in the running event loop; `expected` as in `choose.Chosen`."""
+        self._expected = expected
         self._task = asyncio.get_running_loop().create_task(self._serve(policy))
 
     async def close(self) -> None:
@@ -130,15 +133,14 @@ class Batcher:
                 continue
             now = time.monotonic()
             oldest = now - self._line[0].arrived
-            seen = (self._rate.at(now), self._tokens, self._rate.silence(now))
+            seen = (self._rate.at(now), self._tokens, self._rate.silence(now), self._slow.value)
             queue = Queue(len(self._line), oldest, *seen)
             decision = policy.decide(queue)
             if decision.rows == 0 and not self._closing:
                 # Whoever waits is asked for again before their time is up.
                 await self._event(min(decision.wait, max(self._max_seconds - oldest, 0.0)))
                 continue
-            self.budget = self.budgets[decision.level]
-            await self._run(self._taken(decision.rows or len(self._line)), self.budget)
+            await self._run(self._taken(decision.rows or len(self._line)), decision.level)
 
     async def _event(self, seconds: float | None) -> None:
         """Waits for something to change, at most so long."""
@@ -171,8 +173,9 @@ class Batcher:
             taken.append(self._line.popleft())
         return taken
 
-    async def _run(self, taken: list[_Waiting], budget: float) -> None:
-        began = time.monotonic()
+    async def _run(self, taken: list[_Waiting], level: int) -> None:
+        began, budget = time.monotonic(), self.budgets[level]
+        self.budget = budget
         rows = TokenizedSplit(
             np.concatenate([each.token_ids for each in taken]),
             np.concatenate([each.type_ids for each in taken]),
@@ -193,6 +196,8 @@ class Batcher:
                     each.answer.set_exception(Unanswered("The model has no answer to this batch."))
             return
         seconds = time.monotonic() - began
+        if self._expected is not None and all(each.budget is None for each in taken):
+            self._slow.served(self._expected(rows.lengths.mean(), len(taken), level), seconds)
         for i, each in enumerate(taken):
             if not each.answer.done():
                 found = (answers.logits[i], answers.layer_mask[i], float(answers.cost[i]))

@@ -1,7 +1,9 @@
 """From flags to the budgets of the dial and the policy that decides on batches."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +45,10 @@ def budgets_of(args: ServeArguments, backend: Backend) -> tuple[float, ...]:
     return tuple(budgets)
 
 
+# Seconds that a batch should take: of texts of so many tokens on the mean, so many, at a level.
+Expected = Callable[[float, int, int], float]
+
+
 @dataclass(frozen=True)
 class ByLength:
     """A policy for each length of texts: what batches take depends on it."""
@@ -55,26 +61,40 @@ class ByLength:
         return self.policies[at].decide(queue)
 
 
-def choose_policy(args: ServeArguments, backend: Backend, budgets: tuple[float, ...]) -> Policy:
+class Chosen(NamedTuple):
+    """A policy, and the times that it was made for; None where it asks for none."""
+
+    policy: Policy
+    expected: Expected | None
+
+
+def choose_policy(args: ServeArguments, backend: Backend, budgets: tuple[float, ...]) -> Chosen:
     """The policy of the flags, for latencies measured on this machine where it needs them."""
     plain: Policy = Greedy(args.max_batch_size)
     if args.policy == "fixed":
         plain = FixedSize(args.batch_size, args.batch_timeout_ms / 1000)
     if args.policy != "smdp" and len(budgets) == 1:
-        return plain
+        return Chosen(plain, None)
     found = measured(backend, args.max_batch_size, budgets[-1], args.measure)
     target = args.target_p95_ms / 1000
+    services = [found.service(length, budgets) for length in found.lengths]
     policies: list[Policy] = []
-    for length in found.lengths:
-        service = found.service(length, budgets)
+    for service in services:
         if args.policy == "smdp" and len(budgets) == 1:
             weights = {"deadline": HEADROOM * target, "late_weight": LATE_WEIGHT}
             policies.append(solve_table(service, rates_of(service), **weights))
-        elif args.policy == "smdp":
-            policies.append(solve_for_target(service, budgets, rates_of(service), target))
-        else:
-            policies.append(QueueDial(plain, service.seconds, target))
-    return ByLength(tuple(found.lengths), tuple(policies))
+            continue
+        if args.policy == "smdp":
+            plain = solve_for_target(service, budgets, rates_of(service), target)
+        policies.append(QueueDial(plain, service.seconds, target))
+
+    def expected(tokens: float, rows: int, level: int) -> float:
+        """Between the lengths that were measured it is linear."""
+        row = min(rows, args.max_batch_size) - 1
+        seconds = [float(service.seconds[row, level]) for service in services]
+        return float(np.interp(tokens, found.lengths, seconds))
+
+    return Chosen(ByLength(tuple(found.lengths), tuple(policies)), expected)
 
 
 def rates_of(service: Service) -> list[float]:

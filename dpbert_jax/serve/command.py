@@ -88,13 +88,14 @@ async def serve(args: ServeArguments) -> None:
 
 def _listen(args: ServeArguments) -> socket.socket:
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
-    # asyncio sends small answers at once (TCP_NODELAY) where the protocol is named, and only there:
-    # else an answer on a connection that is used again waits 40 ms for the client's acknowledgement.
+    # asyncio sends small answers at once (TCP_NODELAY) only where the protocol is named: else one
+    # on a connection that is used again waits 40 ms for the client to acknowledge the last.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((args.host, args.port))
     except OSError as error:
+        listener.close()
         raise UserError(
             f"Cannot listen at {args.host}:{args.port}: {error.strerror}. Name another --port."
         ) from error

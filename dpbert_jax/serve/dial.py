@@ -1,7 +1,7 @@
 """The dial under load: which budget the next batch may spend, so that its latency holds.
 
-Two ways, to be compared. `QueueDial` is the simple one: the largest budget at which those who wait
-would be served in time. The other is the solved table of `smdp`, whose actions are batch size and
+Two ways. `QueueDial` is the simple one: the largest budget at which those who wait would be served
+in time. The other, which it guards, is the solved table of `smdp`, whose actions are batch size and
 budget together; `solve_for_target` finds the price of a lower budget at which the promise holds.
 """
 
@@ -26,7 +26,8 @@ class QueueDial:
     """A policy's batches, at the largest budget at which the queue is served within the target.
 
     The whole queue is counted, in the largest batches: that is when the last one who waits will
-    have an answer.
+    have an answer. A policy's own lower budget is kept: a solved table knows what is to come, and
+    this what the machine is like now, which may be slower than when it was measured.
     """
 
     policy: Policy
@@ -35,13 +36,13 @@ class QueueDial:
 
     def decide(self, queue: Queue) -> Decision:
         decision = self.policy.decide(queue)
-        return decision._replace(level=self.level(queue))
+        return decision._replace(level=max(decision.level, self.level(queue)))
 
     def level(self, queue: Queue) -> int:
         """The first level, from the largest budget down, that is in time; the last if none is."""
         largest, levels = self.seconds.shape
         full, rest = divmod(queue.waiting, largest)
-        left = HEADROOM * self.target - queue.oldest
+        left = (HEADROOM * self.target - queue.oldest) / queue.slowness
         for level in range(levels - 1):
             needed = full * self.seconds[largest - 1, level]
             needed += self.seconds[rest - 1, level] if rest else 0.0

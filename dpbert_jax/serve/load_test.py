@@ -10,6 +10,7 @@ import logging
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class LoadTestArguments:
     seed: int = flag(0, "Of arrivals and of the texts drawn.")
     json: str | None = flag(None, "Write the figures here, a list with an object for each stream.")
     plot: str | None = flag(
-        None, "Draw the last stream's load, latency and budget here: png, pdf or svg."
+        None, "Draw load, latency and budget of each server's last stream: png, pdf or svg."
     )
 
     def __post_init__(self) -> None:
@@ -89,28 +90,32 @@ def load_test(args: LoadTestArguments) -> list[dict[str, Any]]:
     """
     tasks = {url: _rows_for(args, url) for url in args.url}
     found: list[dict[str, Any]] = []
+    drawn: dict[str, Traffic] = {}  # the last stream of each server
 
-    def run(url: str, rate: float) -> dict[str, Any]:
-        traffic = _stream(args, url, rate, tasks[url], args.seed + len(found))
+    def run(url: str, rate: float, seed: int) -> dict[str, Any]:
+        traffic = _stream(args, url, rate, tasks[url], seed)
         report = report_of(traffic, tasks[url], args.seconds)
+        drawn[url] = traffic
         found.append(report)
         print(json.dumps(report), flush=True)
-        if args.plot:
-            plot_traffic(Path(args.plot), traffic, args.seconds)
         return report
 
-    for _ in range(args.rounds):
+    def holds(url: str, rate: float) -> bool:
+        p95 = run(url, rate, args.seed + len(found))["p95_ms"]
+        return p95 is not None and p95 <= args.hold_p95_ms
+
+    for turn in range(args.rounds):
         if args.hold_p95_ms is None:
-            for rate in args.rate:
-                for url in args.url:
-                    run(url, rate)
+            for number, rate in enumerate(args.rate):
+                for url in args.url:  # all of them get the same texts at the same times
+                    run(url, rate, args.seed + turn * len(args.rate) + number)
             continue
         for url in args.url:
-            held = _highest_held(
-                lambda rate, url=url: run(url, rate)["p95_ms"] <= args.hold_p95_ms, args.rate[0]
-            )
-            print(json.dumps({"url": url, "p95_ms": args.hold_p95_ms, "held": held}), flush=True)
-            found.append({"url": url, "held": held})
+            held = {"url": url, "held": _highest_held(partial(holds, url), args.rate[0])}
+            print(json.dumps(held), flush=True)
+            found.append(held)
+    if args.plot:
+        plot_traffic(Path(args.plot), list(drawn.values()), args.seconds)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
@@ -138,7 +143,7 @@ def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any
 
     `overhead_ms` is the median of what neither the queue nor the model took, this program's own
     part included; `generator_late_ms` the 95th percentile of how late requests were sent, which is
-    its fault alone.
+    its fault alone. A percentile that requests without an answer reach is None.
     `unexpected` are hostile requests that met another status than they should.
     """
     answered = traffic.answered
@@ -177,8 +182,9 @@ def _ended(traffic: Traffic) -> float:
     return max((each.due + each.latency for each in traffic.answered), default=0.0)
 
 
-def _ms(seconds: Any) -> float:
-    return round(1000 * float(seconds), 3)
+def _ms(seconds: Any) -> float | None:
+    """None where there was no answer to be timed."""
+    return round(1000 * float(seconds), 3) if np.isfinite(seconds) else None
 
 
 def _mean(values: list[float]) -> float | None:

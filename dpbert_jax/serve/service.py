@@ -15,9 +15,9 @@ from dpbert_jax.inference.texts import Encoder, Texts
 from dpbert_jax.serve.arguments import ServeArguments
 from dpbert_jax.serve.backend import Backend
 from dpbert_jax.serve.batcher import Batcher, Text
+from dpbert_jax.serve.choose import Chosen
 from dpbert_jax.serve.errors import Invalid, TooLarge, Unhealthy
 from dpbert_jax.serve.metrics import Metrics
-from dpbert_jax.serve.policy import Policy
 from dpbert_jax.serve.protocol import check_count
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Service:
         self,
         args: ServeArguments,
         backend: Backend,
-        policy: Callable[[], Policy],
+        policy: Callable[[], Chosen],
         budgets: tuple[float, ...],
     ) -> None:
         """`policy` is asked for once the backend is warm: it may time it."""
@@ -63,7 +63,7 @@ class Service:
     async def start(self) -> None:
         """Warms what answers, and begins to serve."""
         await asyncio.to_thread(self.backend.warm_up)
-        self.batcher.start(await asyncio.to_thread(self._policy))
+        self.batcher.start(*await asyncio.to_thread(self._policy))
         self.started.set()
         logger.info("Ready.")
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from dpbert_jax.serve.policy import ArrivalRate, Policy, Queue
+from dpbert_jax.serve.policy import ArrivalRate, Policy, Queue, Slowness
 from dpbert_jax.serve.smdp import Service
 
 
@@ -48,18 +48,23 @@ def bursty_arrivals(
 
 
 def simulate(
-    policy: Policy, arrivals: Float[np.ndarray, " N"], service: Service, rate: float | None = None
+    policy: Policy,
+    arrivals: Float[np.ndarray, " N"],
+    service: Service,
+    rate: float | None = None,
+    known: Service | None = None,
 ) -> Simulated:
     """Runs a policy over arrival times, ascending.
 
     Args:
         rate: what the policy is told of the arrivals a second. Default: tracked, as in the server.
+        known: the times that the policy was made for, where the service has others.
     """
     number, times = len(arrivals), arrivals.tolist()
     latency, levels = np.zeros(number), np.zeros(number, int)
     batches: list[int] = []
     cost, now, first, come = 0.0, 0.0, 0, 0  # `first` waits longest, `come` is next to come
-    tracked = ArrivalRate()
+    tracked, slow = ArrivalRate(), Slowness()
     while first < number:
         before, come = come, bisect_right(times, now, come)
         if rate is None:
@@ -70,13 +75,16 @@ def simulate(
             continue
         seen = tracked.at(now) if rate is None else rate
         silence = now - times[come - 1]
-        queue = Queue(come - first, now - times[first], seen, silence=silence)
+        queue = Queue(come - first, now - times[first], seen, silence=silence, slowness=slow.value)
         decision = policy.decide(queue)
         if decision.rows == 0:
             now = min([now + decision.wait, *times[come : come + 1]])
             continue
         rows = min(decision.rows, come - first)
-        now += float(service.seconds[rows - 1, decision.level])
+        taken = float(service.seconds[rows - 1, decision.level])
+        if known is not None:
+            slow.served(float(known.seconds[rows - 1, decision.level]), taken)
+        now += taken
         cost += float(service.cost[rows - 1, decision.level])
         served = slice(first, first + rows)
         latency[served], levels[served] = now - arrivals[served], decision.level

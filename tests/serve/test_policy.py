@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dpbert_jax.serve.dial import HEADROOM, QueueDial, solve_for_target, with_price
-from dpbert_jax.serve.policy import ArrivalRate, Decision, FixedSize, Greedy, Queue
+from dpbert_jax.serve.policy import SHARE, ArrivalRate, Decision, FixedSize, Greedy, Queue, Slowness
 from dpbert_jax.serve.simulate import poisson_arrivals, simulate
 from dpbert_jax.serve.smdp import Service
 
@@ -46,6 +46,33 @@ def test_the_tracked_rate_follows_the_load_and_falls_in_silence():
     assert tracked.at(13.0) == pytest.approx(10, rel=0.05)
 
 
+def test_slowness_is_what_most_batches_stay_below_and_no_single_one_s():
+    slow, random = Slowness(), np.random.default_rng(0)
+    slow.served(0.01, 100.0)
+    assert slow.value < 1.1
+    values = []
+    for ratio in random.uniform(1.0, 2.0, 4000):
+        slow.served(0.01, 0.01 * float(ratio))
+        values.append(slow.value)
+    assert np.mean(values[400:]) == pytest.approx(1.0 + SHARE, abs=0.05)
+
+
+@pytest.mark.parametrize("made", ["simple", "solved"])
+def test_a_dial_learns_that_the_machine_is_slower_than_it_was(made):
+    target, rate = 0.1, 0.9 * 32 / SECONDS[-1, 0]
+    arrivals = poisson_arrivals(rate, 4000, 7)
+    plain = Greedy(32)
+    if made == "solved":
+        plain = solve_for_target(SERVICE, BUDGETS, [rate, 1.5 * rate, 2 * rate], target)
+    dial = QueueDial(plain, SECONDS, target)
+    slower = SERVICE._replace(seconds=1.5 * SECONDS)
+    late, knows = (
+        float(np.quantile(simulate(dial, arrivals, slower, known=known).latency, 0.95))
+        for known in (None, SERVICE)
+    )
+    assert knows < target and knows < late
+
+
 def test_the_simple_dial_never_rises_with_the_queue():
     dial = QueueDial(Greedy(32), SECONDS, 0.1)
     for oldest in (0.0, 0.03, 0.2):
@@ -59,7 +86,7 @@ def test_both_dials_hold_a_load_that_the_largest_budget_does_not():
     target, rate = 0.1, 1.4 * 32 / SECONDS[-1, 0]
     arrivals = poisson_arrivals(rate, 4000, 7)
     solved = solve_for_target(SERVICE, BUDGETS, [rate], target)
-    for policy in (QueueDial(Greedy(32), SECONDS, target), solved):
+    for policy in (QueueDial(Greedy(32), SECONDS, target), QueueDial(solved, SECONDS, target)):
         made = simulate(policy, arrivals, SERVICE)
         assert np.quantile(made.latency, 0.95) < target
         assert np.array(BUDGETS)[made.levels].mean() > 0.55
