@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # A run's programs are compiled once for all processes of the session, also xdist's workers, which
-# inherit the folder; where DPBERT_JAX_TEST_CACHE names one, once for many sessions, which saves most
+# inherit the folder; where DPBERT_JAX_TEST_CACHE names one, once for many sessions: that saves most
 # of their time. With a limit JAX takes a lock: without, one may read what is half written.
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**33)
 if "PYTEST_XDIST_WORKER" not in os.environ:

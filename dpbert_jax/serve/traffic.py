@@ -18,6 +18,7 @@ from dpbert_jax.serve.hostile import Hostile
 
 IDLE_SECONDS = 2.0  # a connection is used again within: servers close theirs after five
 TIMEOUT = aiohttp.ClientTimeout(total=60)
+ASKED = {"raw_scores": True, "truncate": True}  # of each request
 FAILED = 0  # the status of a request that got no answer at all
 
 
@@ -74,7 +75,7 @@ async def drive(
     rows = random.integers(0, len(texts), len(arrivals))
     strangers = random.random(len(arrivals)) < hostile
     asked = {} if budget is None else {"budget": budget}
-    bodies = [json.dumps({"inputs": text, "raw_scores": True, **asked}).encode() for text in texts]
+    bodies = [json.dumps({**ASKED, "inputs": text, **asked}).encode() for text in texts]
     headers = {"content-type": "application/json"}
     if api_key is not None:
         headers["authorization"] = f"Bearer {api_key}"

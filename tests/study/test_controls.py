@@ -95,6 +95,20 @@ def test_plans_by_length_meet_a_mean_of_flops_and_spend_it_where_it_is_cheap():
     assert gates[lengths < 20].mean() > gates[lengths > 45].mean() + 2
 
 
+def test_lengths_that_tell_nothing_choose_hardly_anything():
+    """Of losses by chance alone nearly nothing is kept of what tells groups apart."""
+    kept = []
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        losses, lengths = random.exponential(1.0, (400, len(PLANS))), random.integers(5, 60, 400)
+        means = PlansByLength.of(PLANS, losses, lengths).losses
+        group = np.searchsorted(PlansByLength.of(PLANS, losses, lengths).edges, lengths, "right")
+        centred = losses - losses.mean(axis=1, keepdims=True)
+        raw = np.array([centred[group == g].mean(axis=0) for g in np.unique(group)])
+        kept.append(float((means - means.mean(axis=0)).std() / (raw - raw.mean(axis=0)).std()))
+    assert np.mean(kept) < 0.3
+
+
 def test_few_rows_are_one_group():
     lengths, losses = losses_by_length(60, 0)
     by_length = PlansByLength.of(PLANS, losses, lengths)
