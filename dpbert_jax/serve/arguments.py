@@ -47,7 +47,9 @@ class ServeArguments:
     max_request_bytes: int = flag(2_000_000, "Bytes of a request's body.")
     max_concurrent_requests: int = flag(512, "Requests at a time; more are refused.")
     max_queue_ms: float = flag(10_000.0, "A text waits for so long, and is then refused.")
-    body_timeout_ms: float = flag(10_000.0, "A request's body has to be here within this time.")
+    body_timeout_ms: float = flag(
+        10_000.0, "Headers and body of a request have to be here within this time each."
+    )
     api_key: str | None = flag(None, "Bearer token that requests must bring. Default: none.")
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
+from fastapi import FastAPI
 
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import parse
@@ -18,6 +19,7 @@ from dpbert_jax.serve.app import make_app
 from dpbert_jax.serve.arguments import ServeArguments
 from dpbert_jax.serve.backend import Backend, open_backend
 from dpbert_jax.serve.choose import budgets_of, choose_policy
+from dpbert_jax.serve.connection import Connection
 from dpbert_jax.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -70,9 +72,21 @@ async def serve(args: ServeArguments) -> None:
         failures.append(error)
         server.should_exit = True
 
-    config = uvicorn.Config(
-        make_app(service, failed),
-        http="httptools",
+    server = _Server(config_of(args, make_app(service, failed)))
+    await server.serve([listener])
+    if failures:
+        raise failures[0]
+
+
+def config_of(args: ServeArguments, app: FastAPI) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+
+    class Timed(Connection):
+        head_seconds = args.body_timeout_ms / 1000
+
+    return uvicorn.Config(
+        app,
+        http=Timed,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=IDLE_SECONDS,
@@ -80,10 +94,6 @@ async def serve(args: ServeArguments) -> None:
         backlog=args.max_concurrent_requests,
         server_header=False,
     )
-    server = _Server(config)
-    await server.serve([listener])
-    if failures:
-        raise failures[0]
 
 
 def _listen(args: ServeArguments) -> socket.socket:

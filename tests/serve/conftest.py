@@ -38,13 +38,13 @@ def served(folder, **flags):
     import uvicorn
 
     from dpbert_jax.serve.app import make_app
-    from dpbert_jax.serve.command import make_service
+    from dpbert_jax.serve.command import config_of, make_service
 
     args = ServeArguments(str(folder), **{"policy": "greedy", "max_batch_size": 4, **flags})
     service = make_service(args)
     listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(service, pytest.fail), log_level="critical"))
+    server = uvicorn.Server(config_of(args, make_app(service, pytest.fail)))
     ready = threading.Event()
 
     async def run():

@@ -149,9 +149,16 @@ def test_connections_that_say_nothing_or_half_of_it_do_no_harm(client, serving, 
         for said in (b"", b"POST /pre", head, head + b'{"inputs"'):
             with socket.create_connection((url.host, url.port)) as half:
                 half.sendall(said)
-                if said.startswith(head):
-                    answer = half.recv(10_000)
-                    assert b" 408 " in answer.split(b"\r\n")[0] and b"Timeout" in answer
+                answer = half.recv(10_000)
+                assert b" 408 " in answer.split(b"\r\n")[0] and b"Timeout" in answer
+        with socket.create_connection((url.host, url.port)) as used:
+            used.sendall(head.replace(b"100", b"2") + b"{}")
+            assert b" 422 " in used.recv(10_000)
+            used.sendall(b"POST /pre")
+            said = b""
+            while b" 408 " not in said:
+                said += (part := used.recv(10_000))
+                assert part
         assert short.post("/predict", json={"inputs": "a"}).status_code == 200
 
 
