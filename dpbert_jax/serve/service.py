@@ -77,6 +77,7 @@ class Service:
         self._closing = True
         await self.batcher.close()
         self._tokenizing.shutdown()
+        gc.unfreeze()
 
     @property
     def ready(self) -> bool:
