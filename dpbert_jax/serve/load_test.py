@@ -144,6 +144,7 @@ def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any
     `overhead_ms` is the median of what neither the queue nor the model took, this program's own
     part included; `generator_late_ms` the 95th percentile of how late requests were sent, which is
     its fault alone. A percentile that requests without an answer reach is None.
+    `memory_mb` is the server's at the start, at both thirds and at the end.
     `unexpected` are hostile requests that met another status than they should.
     """
     answered = traffic.answered
@@ -174,8 +175,14 @@ def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any
         **_score(traffic, task),
         "hostile": len(traffic.hostile),
         "unexpected": dict(unexpected),
-        "memory_mb": [round(m / 2**20, 1) for m in traffic.memory[:1] + traffic.memory[-1:]],
+        "memory_mb": [round(traffic.memory[at] / 2**20, 1) for at in _thirds(traffic.memory)],
     }
+
+
+def _thirds(values: list[float]) -> list[int]:
+    """Where the first, those at a third and two thirds, and the last stand."""
+    last = len(values) - 1
+    return [round(last * third / 3) for third in range(4)] if values else []
 
 
 def _ended(traffic: Traffic) -> float:
