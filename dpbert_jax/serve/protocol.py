@@ -95,6 +95,22 @@ def check_count(number: int, most: int) -> None:
         raise TooLarge(f"There are {number} texts, but a request may have {most}: send several.")
 
 
+def check_words(texts: Texts, longest: int) -> None:
+    """Refuses a text with more words than the model takes tokens, before it is tokenised.
+
+    A word with a letter or a digit is one token at least. Tokenising a megabyte to its end would
+    hold up all the others.
+    """
+    for i, row in enumerate(texts):
+        for text in (row,) if isinstance(row, str) else row:
+            words = text.split(maxsplit=longest)
+            if sum(any(map(str.isalnum, word)) for word in words) > longest:
+                raise TooLarge(
+                    f"inputs[{i}] has more than {longest} words, but the model takes {longest} "
+                    "tokens: shorten it, or ask with `truncate`."
+                )
+
+
 def scores_of(encoder: EncoderConfig, logits: np.ndarray) -> np.ndarray:
     """Probabilities of the classes, [N, C]; a regression's values as they are."""
     return logits if encoder.is_regression else probabilities(logits, encoder.problem_type)

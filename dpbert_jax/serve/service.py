@@ -19,7 +19,7 @@ from dpbert_jax.serve.batcher import Batcher, Text
 from dpbert_jax.serve.choose import Chosen
 from dpbert_jax.serve.errors import Invalid, TooLarge, Unhealthy
 from dpbert_jax.serve.metrics import Metrics
-from dpbert_jax.serve.protocol import check_count
+from dpbert_jax.serve.protocol import check_count, check_words
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,8 @@ class Service:
             raise Unhealthy("The server is not ready.")
         began = time.monotonic()
         check_count(len(texts), self.args.max_client_batch_size)
+        if not truncate:
+            check_words(texts, self.backend.max_seq_length)
         if budget is not None:
             try:
                 self.backend.check_budget(budget)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from dpbert_jax.model import Model
+from dpbert_jax.serve.errors import TooLarge
+from dpbert_jax.serve.protocol import check_words
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,22 @@ def test_connections_that_say_nothing_or_half_of_it_do_no_harm(client, serving, 
                 said += (part := used.recv(10_000))
                 assert part
         assert short.post("/predict", json={"inputs": "a"}).status_code == 200
+
+
+def test_a_text_of_too_many_words_is_refused_before_it_is_tokenised(client, monkeypatch):
+    def refused(*about):
+        raise AssertionError("it was tokenised")
+
+    monkeypatch.setattr(client.service._encoder, "encode", refused)
+    for inputs in ("word " * 33, ["a", "word " * 100_000], [["a"], ["b " * 40]]):
+        answer = client.post("/predict", json={"inputs": inputs})
+        assert answer.status_code == 413 and "words" in answer.json()["error"]
+
+
+def test_punctuation_counts_for_no_words():
+    check_words(["- " * 50 + "a " * 32, ("b " * 32, "c")], 32)
+    with pytest.raises(TooLarge, match="more than 32 words"):
+        check_words(["a", "a " * 33], 32)
 
 
 def test_a_key_is_asked_for(serving, served_folder):
