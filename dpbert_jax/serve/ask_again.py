@@ -37,7 +37,7 @@ class AskAgain:
             answer = _Answer(send)
             try:
                 await self._app(dict(scope), body.again(), answer.send)
-            except Exception:
+            except Exception:  # whatever Ray raises of a replica that died
                 if answer.begun:  # half of it is with the client
                     raise
                 answer.failed = True
