@@ -25,7 +25,7 @@ from dpbert_jax.flags import flag, parse
 from dpbert_jax.serve.hostile import EXPECTED
 from dpbert_jax.serve.load_plot import plot_traffic
 from dpbert_jax.serve.simulate import bursty_arrivals, poisson_arrivals
-from dpbert_jax.serve.traffic import FAILED, Traffic, drive
+from dpbert_jax.serve.traffic import Traffic, drive
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +154,7 @@ def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any
     beside = [t - s.queued - s.inference for t, s in zip(taken, answered, strict=True)] or [np.nan]
     late = [each.started - each.due for each in traffic.sent] or [np.nan]
     unexpected = Counter(
-        f"{kind}: {status}"
-        for kind, status in traffic.hostile
-        if status not in (EXPECTED[kind], FAILED)
+        f"{kind}: {status}" for kind, status in traffic.hostile if status not in EXPECTED[kind]
     )
     return {
         "url": traffic.url,
@@ -211,22 +209,25 @@ def _score(traffic: Traffic, task: TaskData) -> dict[str, Any]:
 
 def _rows_for(args: LoadTestArguments, url: str) -> TaskData:
     """The texts, their labels in the order of the server's classes."""
-    request = urllib.request.Request(f"{url}/info")
-    if args.api_key:
-        request.add_header("authorization", f"Bearer {args.api_key}")
+    headers = {"authorization": f"Bearer {args.api_key}"} if args.api_key else {}
     try:
+        request = urllib.request.Request(f"{url}/info", headers=headers)
         with urllib.request.urlopen(request, timeout=10) as response:
             info = json.load(response)
         with urllib.request.urlopen(f"{url}/health", timeout=10):
             pass
-    except (OSError, ValueError) as error:
-        raise UserError(f"--url {url}: no server that is ready answers there ({error}).") from error
-    names = tuple(info["model_type"]["classifier"]["id2label"].values())
+        names = tuple(info["model_type"]["classifier"]["id2label"].values())
+        problem_type = info["problem_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--url {url}: no `dpbert serve` that is ready answers there ({error}); name it as "
+            "http://HOST:PORT."
+        ) from error
     return load_task(
         data_dir=args.data_dir,
         validation_file=args.input_file,
         columns=Columns(args.text_column_name, args.text_pair_column_name, args.label_column_name),
-        model=classes_of_model(info["problem_type"], len(names), names),
+        model=classes_of_model(problem_type, len(names), names),
         labels="optional",
     )
 

@@ -15,12 +15,11 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from dpbert_jax.serve.hostile import Hostile
+from dpbert_jax.serve.hostile import FAILED, Hostile
 
 IDLE_SECONDS = 2.0  # a connection is used again within: servers close theirs after five
 TIMEOUT = aiohttp.ClientTimeout(total=60)
 ASKED = {"raw_scores": True, "truncate": True}  # of each request
-FAILED = 0  # the status of a request that got no answer at all
 
 
 @dataclass
