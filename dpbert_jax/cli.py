@@ -26,7 +26,10 @@ VERBS = {
         "serve.command", "answer over HTTP, at a latency that holds under load", extra="serve"
     ),
     "load-test": Verb(
-        "serve.load_test", "load servers, and report what they held", extra="serve,train"
+        "load.command", "load servers, and report what they held", extra="serve,train"
+    ),
+    "compare-policies": Verb(
+        "load.policies", "simulate when a server's batches should start", extra="serve"
     ),
     "export": Verb("export.command", "write a run for PyTorch, ONNX or StableHLO"),
     "benchmark": Verb("benchmark.command", "time what skipping is worth, beside other runtimes"),

@@ -23,6 +23,7 @@ ROOMS = (
     ("export",),
     ("benchmark",),
     ("serve",),
+    ("load",),
     ("study",),
     ("cli",),
 )

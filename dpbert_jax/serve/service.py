@@ -6,18 +6,18 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from dpbert_jax.errors import UserError
-from dpbert_jax.inference.texts import Encoder, Texts
+from dpbert_jax.inference.texts import Texts
 from dpbert_jax.serve.arguments import ServeArguments
 from dpbert_jax.serve.backend import Backend
 from dpbert_jax.serve.batcher import Batcher, Text
 from dpbert_jax.serve.choose import Chosen
 from dpbert_jax.serve.errors import Invalid, TooLarge, Unhealthy
+from dpbert_jax.serve.lanes import Lanes
 from dpbert_jax.serve.metrics import Metrics
 from dpbert_jax.serve.protocol import check_count, check_words
 
@@ -56,9 +56,7 @@ class Service:
             max_queue=args.max_concurrent_requests * args.max_client_batch_size,
             max_queue_seconds=args.max_queue_ms / 1000,
         )
-        self._encoder = Encoder(backend.tokenizer)
-        # One thread: the tokenizer's truncation is a setting of it.
-        self._tokenizing = ThreadPoolExecutor(1, "tokenize")
+        self._tokenizing = Lanes(backend.tokenizer)
         self._latencies: deque[tuple[float, float]] = deque(maxlen=10_000)
 
     async def start(self) -> None:
@@ -76,7 +74,7 @@ class Service:
         """Refuses what comes, finishes what was accepted."""
         self._closing = True
         await self.batcher.close()
-        self._tokenizing.shutdown()
+        self._tokenizing.close()
         gc.unfreeze()
 
     @property
@@ -108,10 +106,9 @@ class Service:
                 self.backend.check_budget(budget)
             except UserError as error:
                 raise Invalid(str(error)) from None
-        encode = (self._encoder.encode, texts, self.backend.max_seq_length, truncate, direction)
-        loop = asyncio.get_running_loop()
+        longest = self.backend.max_seq_length
         try:
-            rows, _ = await loop.run_in_executor(self._tokenizing, *encode)
+            rows = await self._tokenizing.encode(texts, longest, truncate, direction)
         except UserError as error:
             raise TooLarge(str(error)) from None
         self.metrics.tokenization.observe(time.monotonic() - began)

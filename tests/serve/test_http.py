@@ -2,6 +2,8 @@
 
 import json
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -168,10 +170,33 @@ def test_a_text_of_too_many_words_is_refused_before_it_is_tokenised(client, monk
     def refused(*about):
         raise AssertionError("it was tokenised")
 
-    monkeypatch.setattr(client.service._encoder, "encode", refused)
+    monkeypatch.setattr(client.service._tokenizing, "encode", refused)
     for inputs in ("word " * 33, ["a", "word " * 100_000], [["a"], ["b " * 40]]):
         answer = client.post("/predict", json={"inputs": inputs})
         assert answer.status_code == 413 and "words" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("long", ["word " * 3_000, "!" * 10_001])
+def test_a_text_that_is_long_to_tokenise_holds_up_no_short_one(client, long, monkeypatch):
+    encoder, _ = client.service._tokenizing._long
+    encode, begun, may_end = encoder.encode, threading.Event(), threading.Event()
+
+    def held_up(*about):
+        begun.set()
+        assert may_end.wait(60)
+        return encode(*about)
+
+    monkeypatch.setattr(encoder, "encode", held_up)
+    with ThreadPoolExecutor(1) as beside:
+        body = {"inputs": long, "truncate": True}
+        answer = beside.submit(client.post, "/predict", json=body)
+        try:
+            assert begun.wait(60)
+            assert client.post("/predict", json={"inputs": "a word"}).status_code == 200
+            assert not answer.done()
+        finally:
+            may_end.set()
+        assert answer.result().status_code == 200
 
 
 def test_punctuation_counts_for_no_words():

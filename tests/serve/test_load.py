@@ -5,10 +5,10 @@ import json
 import pytest
 
 from dpbert_jax.errors import UserError
+from dpbert_jax.load import command, hostile
+from dpbert_jax.load.command import LoadTestArguments
+from dpbert_jax.load.traffic import Sent, Traffic
 from dpbert_jax.model import Model
-from dpbert_jax.serve import hostile, load_test
-from dpbert_jax.serve.load_test import LoadTestArguments
-from dpbert_jax.serve.traffic import Sent, Traffic
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 TEXTS = ["the film was good", "a dog", "bad bad bad cat on the mat", "sun and walk"]
@@ -25,7 +25,7 @@ def rows(served_folder, tmp_path):
 
 def test_a_stream_is_reported_as_it_was(client, rows, tmp_path):
     url = str(client.base_url)
-    found = load_test.load_test(
+    found = command.load_test(
         LoadTestArguments(
             [url],
             [60.0],
@@ -47,7 +47,7 @@ def test_a_stream_is_reported_as_it_was(client, rows, tmp_path):
 
 def test_servers_are_loaded_in_turns_at_each_rate(client, rows):
     url = str(client.base_url)
-    found = load_test.load_test(
+    found = command.load_test(
         LoadTestArguments([url, url], [20.0, 40.0], rows, seconds=0.2, burst_rate=90.0, rounds=2)
     )
     assert [each["rate"] for each in found] == [20, 20, 40, 40] * 2
@@ -57,7 +57,7 @@ def test_servers_are_loaded_in_turns_at_each_rate(client, rows):
 
 def test_hostile_requests_are_refused_and_the_others_answered(client, rows, monkeypatch):
     monkeypatch.setattr(hostile, "STALL_SECONDS", 0.0)
-    found = load_test.load_test(
+    found = command.load_test(
         LoadTestArguments([str(client.base_url)], [40.0], rows, seconds=1.0, hostile=1.0)
     )
     [report] = found
@@ -67,15 +67,15 @@ def test_hostile_requests_are_refused_and_the_others_answered(client, rows, monk
 
 @pytest.mark.parametrize("held", [3.0, 55.0, 700.0])
 def test_the_search_ends_just_below_what_is_held(held):
-    rate = load_test._highest_held(lambda rate: rate <= held, 50.0)
-    assert held / load_test.NARROW <= rate <= held
+    rate = command._highest_held(lambda rate: rate <= held, 50.0)
+    assert held / command.NARROW <= rate <= held
 
 
 def test_latency_without_an_answer_is_none_that_was_held(rows):
-    known = load_test.classes_of_model("single_label_classification", 2, ("bad", "good"))
-    task = load_test.load_task(validation_file=rows, model=known)
+    known = command.classes_of_model("single_label_classification", 2, ("bad", "good"))
+    task = command.load_task(validation_file=rows, model=known)
     sent = [Sent(0, 0.0, latency=0.01, status=200, scores={"bad": 0.0, "good": 1.0})] * 9
-    report = load_test.report_of(
+    report = command.report_of(
         Traffic("", 1.0, [*sent, Sent(0, 0.0), Sent(0, 0.1)], [], []), task, 1.0
     )
     assert report["p50_ms"] == 10 and report["p95_ms"] is None
@@ -98,4 +98,4 @@ def test_flags_that_make_no_stream_are_refused(changed, sentence):
 def test_a_server_that_is_not_there_is_a_sentence(rows):
     for url in ("http://127.0.0.1:9", "nonsense"):
         with pytest.raises(UserError, match="name it as http://HOST:PORT"):
-            load_test.load_test(LoadTestArguments([url], [1.0], rows))
+            command.load_test(LoadTestArguments([url], [1.0], rows))

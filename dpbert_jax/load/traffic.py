@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from dpbert_jax.serve.hostile import FAILED, Hostile
+from dpbert_jax.load.hostile import FAILED, Hostile
 
 IDLE_SECONDS = 2.0  # a connection is used again within: servers close theirs after five
 TIMEOUT = aiohttp.ClientTimeout(total=60)

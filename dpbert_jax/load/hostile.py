@@ -1,4 +1,4 @@
-"""Requests that a server has to survive: each should be refused, and nothing else happen."""
+"""Requests that a server has to survive: each is refused, or hard to answer; no other suffers."""
 
 import asyncio
 import contextlib
@@ -20,6 +20,11 @@ BODIES: dict[str, tuple[bytes, int]] = {
     "a budget of 7": (b'{"inputs": "a", "budget": 7}', 422),
     "a thousand texts": (json.dumps({"inputs": [["a"]] * 1000}).encode(), 413),
     "a long text": (json.dumps({"inputs": "word " * 100_000}).encode(), 413),
+    "a long text to cut": (
+        json.dumps({"inputs": "word " * 100_000, "truncate": True}).encode(),
+        200,
+    ),
+    "long punctuation": (json.dumps({"inputs": "!" * 500_000}).encode(), 413),
     "ten megabytes": (b'{"inputs": "' + b"a" * 10_000_000 + b'"}', 413),
 }
 GONE = ("leaves at once", "leaves in the middle of its body", "stalls in its headers")

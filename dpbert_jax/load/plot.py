@@ -9,7 +9,7 @@ matplotlib.use("agg")
 
 from matplotlib import pyplot as plt
 
-from dpbert_jax.serve.traffic import Traffic
+from dpbert_jax.load.traffic import Traffic
 
 
 def plot_traffic(path: Path, streams: list[Traffic], seconds: float) -> None:

@@ -1,0 +1,1 @@
+"""Load: what a server holds, under real requests and under simulated ones."""
