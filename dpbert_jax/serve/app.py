@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -52,7 +53,9 @@ def make_app(
             starting.cancel()
         await service.close()
 
-    app = FastAPI(
+    # FastAPI's own page of its routes loads a script from a foreign address.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="dpbert",
         version=version("dpbert-jax"),
         description="BERT, whose layers a planner chooses for every input.",

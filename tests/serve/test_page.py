@@ -99,3 +99,17 @@ def test_nothing_is_wider_than_a_telephone_nor_from_elsewhere(page):
     assert urls and all(url.startswith("http://127.0.0.1") for url in urls)
     loud = [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
     assert not loud
+
+
+def test_the_page_of_the_routes_loads_nothing_from_elsewhere(browser, client):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    browser.get(str(client.base_url.join("/docs")))
+    listed = WebDriverWait(browser, 20).until(
+        lambda b: b.find_elements("css selector", ".opblock-summary-path")
+    )
+    paths = {each.get_attribute("data-path") for each in listed}
+    assert {"/predict", "/v1/classify", "/v2/models/{model}/infer", "/health"} <= paths
+    script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    loaded = browser.execute_script(script)
+    assert loaded and all(url.startswith((str(client.base_url), "data:")) for url in loaded)
