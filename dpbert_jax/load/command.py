@@ -1,6 +1,6 @@
-"""Loads servers with requests at random times, and reports what came of them.
+"""Loads servers with requests, and reports what came of them.
 
-Several servers are loaded in turns, rate by rate, so that a machine that slows down slows all. With
+Several servers are loaded in turns, load by load, so that a machine that slows down slows all. With
 --hold_p95_ms the highest rate is searched at which 95 % are answered within so many milliseconds.
 """
 
@@ -22,7 +22,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag, parse
 from dpbert_jax.load.plot import plot_traffic
 from dpbert_jax.load.report import report_of
-from dpbert_jax.load.traffic import Traffic, drive
+from dpbert_jax.load.traffic import ClosedLoop, OpenLoop, Traffic, drive
 from dpbert_jax.serve.simulate import bursty_arrivals, poisson_arrivals
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class LoadTestArguments:
     url: list[str] = field(
         metadata={"help": "Servers to load, http://HOST:PORT each; one may be given without flag."}
     )
-    rate: list[float] = field(
-        metadata={"help": "Requests a second; several are tried one after the other."}
+    rate: list[float] | None = flag(
+        None, "Requests a second, at random times; several are tried one after the other."
     )
     input_file: str | None = flag(
         None, "Texts: csv, tsv, json, jsonl or parquet; answers are scored where it has labels."
@@ -45,6 +45,11 @@ class LoadTestArguments:
     text_column_name: str | None = flag(None, "Column of the texts in --input_file.")
     text_pair_column_name: str | None = flag(None, "Column of the second text of a pair.")
     label_column_name: str | None = flag(None, "Column of the labels.")
+    connections: list[int] | None = flag(
+        None,
+        "In place of --rate: so many clients, each of which asks again once it has an answer; "
+        "several numbers are tried one after the other.",
+    )
     seconds: float = flag(30.0, "Length of each stream.")
     burst_rate: float | None = flag(
         None, "Requests a second in bursts, which alternate with --rate. Default: no bursts."
@@ -66,18 +71,31 @@ class LoadTestArguments:
     def __post_init__(self) -> None:
         if (self.input_file is None) == (self.data_dir is None):
             raise UserError("Name the texts: either --input_file or --data_dir.")
-        if min(self.rate) <= 0 or self.seconds <= 0 or self.burst_seconds <= 0 or self.rounds < 1:
-            raise UserError("--rate, --seconds, --burst_seconds and --rounds must be above 0.")
+        if (self.rate is None) == (self.connections is None):
+            raise UserError("Name the load: either --rate or --connections.")
+        if min(self.loads) <= 0 or self.seconds <= 0 or self.burst_seconds <= 0 or self.rounds < 1:
+            raise UserError(
+                "--rate, --connections, --seconds, --burst_seconds and --rounds must be above 0."
+            )
         if self.budget is not None and len(self.budget) != 1:
             raise UserError("Requests are sent at one --budget, not at several.")
         if not 0 <= self.hostile <= 1:
             raise UserError(f"--hostile is {self.hostile}, but is a share: 0 to 1.")
-        if self.hold_p95_ms is not None and (len(self.rate) > 1 or self.burst_rate is not None):
+        if self.hold_p95_ms is not None and (
+            self.rate is None or len(self.rate) > 1 or self.burst_rate is not None
+        ):
             raise UserError("--hold_p95_ms begins at one --rate, and has no bursts.")
+        if self.rate is None and self.burst_rate is not None:
+            raise UserError("--burst_rate alternates with --rate: name that.")
         if self.json:
             make_room("json", Path(self.json))
         if self.plot:
             check_plot(Path(self.plot))
+
+    @property
+    def loads(self) -> list[float]:
+        """The rates, or the numbers of connections."""
+        return [float(load) for load in self.rate or self.connections or ()]
 
 
 def load_test(args: LoadTestArguments) -> list[dict[str, Any]]:
@@ -90,8 +108,8 @@ def load_test(args: LoadTestArguments) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     drawn: dict[str, Traffic] = {}  # the last stream of each server
 
-    def run(url: str, rate: float, seed: int) -> dict[str, Any]:
-        traffic = _stream(args, url, rate, tasks[url], seed)
+    def run(url: str, load: float, seed: int) -> dict[str, Any]:
+        traffic = _stream(args, url, load, tasks[url], seed)
         report = report_of(traffic, tasks[url], args.seconds)
         drawn[url] = traffic
         found.append(report)
@@ -104,12 +122,12 @@ def load_test(args: LoadTestArguments) -> list[dict[str, Any]]:
 
     for turn in range(args.rounds):
         if args.hold_p95_ms is None:
-            for number, rate in enumerate(args.rate):
+            for number, load in enumerate(args.loads):
                 for url in args.url:  # all of them get the same texts at the same times
-                    run(url, rate, args.seed + turn * len(args.rate) + number)
+                    run(url, load, args.seed + turn * len(args.loads) + number)
             continue
         for url in args.url:
-            held = {"url": url, "held": _highest_held(partial(holds, url), args.rate[0])}
+            held = {"url": url, "held": _highest_held(partial(holds, url), args.loads[0])}
             print(json.dumps(held), flush=True)
             found.append(held)
     if args.plot:
@@ -161,29 +179,32 @@ def _rows_for(args: LoadTestArguments, url: str) -> TaskData:
     )
 
 
-def _stream(args: LoadTestArguments, url: str, rate: float, task: TaskData, seed: int) -> Traffic:
+def _stream(args: LoadTestArguments, url: str, load: float, task: TaskData, seed: int) -> Traffic:
     rows = task.splits[task.spec.validation_splits[0]]
     texts: list[Any] = list(rows.text_a)
     if rows.text_b is not None:
         texts = [list(pair) for pair in zip(rows.text_a, rows.text_b, strict=True)]
-    most = max(rate, args.burst_rate or 0.0)
-    number = int(most * args.seconds * 1.5) + 100
-    if args.burst_rate is None:
-        arrivals = poisson_arrivals(rate, number, seed)
-    else:
-        arrivals = bursty_arrivals((rate, args.burst_rate), args.burst_seconds, number, seed)
     return asyncio.run(
         drive(
             url,
             texts,
-            arrivals[arrivals < args.seconds],
-            rate=rate,
+            _open_loop(args, load, seed) if args.rate else ClosedLoop(int(load), args.seconds),
             budget=args.budget[0] if args.budget else None,
             api_key=args.api_key,
             hostile=args.hostile,
             seed=seed,
         )
     )
+
+
+def _open_loop(args: LoadTestArguments, rate: float, seed: int) -> OpenLoop:
+    most = max(rate, args.burst_rate or 0.0)
+    number = int(most * args.seconds * 1.5) + 100
+    if args.burst_rate is None:
+        arrivals = poisson_arrivals(rate, number, seed)
+    else:
+        arrivals = bursty_arrivals((rate, args.burst_rate), args.burst_seconds, number, seed)
+    return OpenLoop(rate, arrivals[arrivals < args.seconds])
 
 
 def main() -> None:

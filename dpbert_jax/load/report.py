@@ -8,7 +8,7 @@ import numpy as np
 from dpbert_jax.data import TaskData
 from dpbert_jax.evaluation.metrics import compute_metrics
 from dpbert_jax.load.hostile import EXPECTED
-from dpbert_jax.load.traffic import Traffic
+from dpbert_jax.load.traffic import ClosedLoop, OpenLoop, Traffic
 
 
 def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any
     `memory_mb` is the server's at the start, at both thirds and at the end.
     `unexpected` are hostile requests that met another status than they should.
     """
-    answered = traffic.answered
+    answered, load = traffic.answered, traffic.load
     latency = [each.latency for each in answered] or [np.inf]
     refused = [np.inf] * (len(traffic.sent) - len(answered))  # no promise was held for them
     taken = [each.latency - (each.started - each.due) for each in answered]
@@ -31,7 +31,8 @@ def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any
     )
     return {
         "url": traffic.url,
-        "rate": traffic.rate,
+        "rate": load.rate if isinstance(load, OpenLoop) else None,
+        "connections": load.connections if isinstance(load, ClosedLoop) else None,
         "requests": len(traffic.sent),
         "status": {str(k): n for k, n in sorted(Counter(s.status for s in traffic.sent).items())},
         "answered_per_second": round(len(answered) / max(seconds, _ended(traffic)), 2),

@@ -1,7 +1,9 @@
-"""Requests at times of a random stream, whatever the server makes of them: an open loop.
+"""Requests to a server, and what became of them.
 
-Who waits for answers before asking again spares a slow server; real clients do not know of each
-other. Latency is counted from the moment at which a request was due.
+In an open loop they come at times of a random stream, whatever the server makes of them: who waits
+for answers before asking again spares a slow server, and real clients do not know of each other.
+Latency is counted from the moment at which a request was due. In a closed loop some clients ask
+again as soon as they have an answer: that shows what a server does at most, or for one alone.
 """
 
 import asyncio
@@ -43,7 +45,7 @@ class Traffic:
     """All that a stream of requests met."""
 
     url: str
-    rate: float  # mean arrivals a second that were asked for
+    load: "Load"
     sent: list[Sent]
     hostile: list[tuple[str, int]]  # kind and status of each
     memory: list[float]  # bytes that the server held, each second
@@ -53,72 +55,123 @@ class Traffic:
         return [each for each in self.sent if each.status == 200]
 
 
+@dataclass(frozen=True)
+class OpenLoop:
+    """Requests at these times, seconds from the start, ascending."""
+
+    rate: float  # mean arrivals a second that the times were drawn for
+    arrivals: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """So many clients, each of which asks again as soon as it has an answer."""
+
+    connections: int
+    seconds: float
+
+
+Load = OpenLoop | ClosedLoop
+
+
 async def drive(
     url: str,
     texts: Sequence[Any],
-    arrivals: np.ndarray,
+    load: Load,
     *,
-    rate: float,
     budget: float | None = None,
     api_key: str | None = None,
     hostile: float = 0.0,
     seed: int = 0,
 ) -> Traffic:
-    """Sends a text, drawn at random, at each of the arrival times, and waits for all answers.
+    """Sends texts, drawn at random, and waits for all answers.
 
     Args:
         texts: each a text or a [text, text] pair.
-        arrivals: seconds from now, ascending.
-        hostile: share of further requests that no server should answer.
+        hostile: share of further requests that no server should answer, or that are hard to.
     """
-    random = np.random.default_rng(seed)
-    rows = random.integers(0, len(texts), len(arrivals))
-    strangers = random.random(len(arrivals)) < hostile
     asked = {} if budget is None else {"budget": budget}
     bodies = [json.dumps({**ASKED, "inputs": text, **asked}).encode() for text in texts]
     headers = {"content-type": "application/json"}
     if api_key is not None:
         headers["authorization"] = f"Bearer {api_key}"
-    traffic = Traffic(url, rate, [], [], [])
+    traffic = Traffic(url, load, [], [], [])
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
     async with aiohttp.ClientSession(
         url, connector=connector, timeout=TIMEOUT, headers=headers
     ) as session:
-        stranger = Hostile(session, url)
         watching = asyncio.ensure_future(_watch(session, traffic.memory))
         gc.disable()  # a collection among so many records would be taken for the server's latency
-        began = time.perf_counter()
-        tasks = []
-        for due, row, strange in zip(arrivals.tolist(), rows.tolist(), strangers, strict=True):
-            wait = due - (time.perf_counter() - began)
-            await asyncio.sleep(max(wait, 0.0))
-            sent = Sent(row, due)
-            traffic.sent.append(sent)
-            tasks.append(asyncio.ensure_future(_send(session, bodies[row], sent, began)))
-            if strange:
-                tasks.append(asyncio.ensure_future(stranger.send(traffic.hostile)))
-        await asyncio.gather(*tasks)
+        client = _Client(session, bodies, traffic, np.random.default_rng(seed), hostile)
+        if isinstance(load, OpenLoop):
+            await client.at(load.arrivals)
+        else:
+            turns = (client.in_turn(load.seconds) for _ in range(load.connections))
+            await asyncio.gather(*turns)
+        await asyncio.gather(*client.strangers)
         gc.enable()
         watching.cancel()
     return traffic
 
 
-async def _send(session: aiohttp.ClientSession, body: bytes, sent: Sent, began: float) -> None:
-    sent.started = time.perf_counter() - began
-    try:
-        async with session.post("/predict", data=body) as response:
-            answer = await response.json()
-            sent.status = response.status
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        return
-    finally:
-        sent.latency = time.perf_counter() - began - sent.due
-    if sent.status == 200:
-        about = response.headers
-        sent.queued = float(about["x-dpbert-queue-ms"]) / 1000
-        sent.inference = float(about["x-dpbert-inference-ms"]) / 1000
-        sent.budget, sent.cost = float(about["x-dpbert-budget"]), float(about["x-dpbert-cost"])
-        sent.scores = {each["label"]: each["score"] for each in answer}
+class _Client:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        bodies: list[bytes],
+        traffic: Traffic,
+        random: np.random.Generator,
+        hostile: float,
+    ) -> None:
+        self._session, self._bodies, self._traffic = session, bodies, traffic
+        self._random, self._share = random, hostile
+        self._hostile = Hostile(session, traffic.url)
+        self.strangers: list[asyncio.Future[None]] = []
+        self._began = time.perf_counter()
+
+    async def at(self, arrivals: np.ndarray) -> None:
+        sending = []
+        for due in arrivals.tolist():
+            await asyncio.sleep(max(due - self._now(), 0.0))
+            sending.append(asyncio.ensure_future(self._send(self._next(due))))
+        await asyncio.gather(*sending)
+
+    async def in_turn(self, seconds: float) -> None:
+        while (due := self._now()) < seconds:
+            sent = self._next(due)
+            await self._send(sent)
+            if sent.status == FAILED:
+                return  # to ask a server again at once that is not there would be endless
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._began
+
+    def _next(self, due: float) -> Sent:
+        """A request for a text drawn now, and perhaps a hostile one beside it."""
+        sent = Sent(int(self._random.integers(0, len(self._bodies))), due)
+        self._traffic.sent.append(sent)
+        if self._random.random() < self._share:
+            stranger = self._hostile.send(self._traffic.hostile)
+            self.strangers.append(asyncio.ensure_future(stranger))
+        return sent
+
+    async def _send(self, sent: Sent) -> None:
+        sent.started = self._now()
+        try:
+            body = self._bodies[sent.row]
+            async with self._session.post("/predict", data=body) as response:
+                answer = await response.json()
+                sent.status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return
+        finally:
+            sent.latency = self._now() - sent.due
+        if sent.status == 200:
+            about = response.headers
+            sent.queued = float(about["x-dpbert-queue-ms"]) / 1000
+            sent.inference = float(about["x-dpbert-inference-ms"]) / 1000
+            sent.budget, sent.cost = float(about["x-dpbert-budget"]), float(about["x-dpbert-cost"])
+            sent.scores = {each["label"]: each["score"] for each in answer}
 
 
 async def _watch(session: aiohttp.ClientSession, memory: list[float]) -> None:

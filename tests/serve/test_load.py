@@ -1,13 +1,15 @@
 """The load generator: what it reports is what the server did."""
 
+import asyncio
 import json
 
+import numpy as np
 import pytest
 
 from dpbert_jax.errors import UserError
 from dpbert_jax.load import command, hostile
 from dpbert_jax.load.command import LoadTestArguments
-from dpbert_jax.load.traffic import Sent, Traffic
+from dpbert_jax.load.traffic import ClosedLoop, OpenLoop, Sent, Traffic, drive
 from dpbert_jax.model import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -55,6 +57,29 @@ def test_servers_are_loaded_in_turns_at_each_rate(client, rows):
     assert numbers[::2] == numbers[1::2] and len(set(numbers)) > 2  # in pairs the same stream
 
 
+def test_in_a_closed_loop_no_more_than_the_clients_are_under_way(client, rows):
+    found = command.load_test(
+        LoadTestArguments(
+            [str(client.base_url)], None, rows, connections=[1, 3], seconds=0.5, hostile=0.1
+        )
+    )
+    assert [(each["connections"], each["rate"]) for each in found] == [(1, None), (3, None)]
+    for each in found:
+        assert each["status"] == {"200": each["requests"]} and each["requests"] >= 3
+        assert each["generator_late_ms"] < 1000 and each["metrics"]["accuracy"] > 0
+    seconds = found[0]["requests"] / found[0]["answered_per_second"]
+    assert found[0]["requests"] * found[0]["mean_ms"] / 1000 <= 1.01 * seconds
+
+
+def test_a_closed_loop_ends_where_the_server_is_gone(rows):
+    [nobody] = asyncio.run(_connections_to_nobody()).sent
+    assert nobody.status == hostile.FAILED
+
+
+async def _connections_to_nobody():
+    return await drive("http://127.0.0.1:9", ["a"], ClosedLoop(1, 60.0))
+
+
 def test_hostile_requests_are_refused_and_the_others_answered(client, rows, monkeypatch):
     monkeypatch.setattr(hostile, "STALL_SECONDS", 0.0)
     found = command.load_test(
@@ -76,7 +101,9 @@ def test_latency_without_an_answer_is_none_that_was_held(rows):
     task = command.load_task(validation_file=rows, model=known)
     sent = [Sent(0, 0.0, latency=0.01, status=200, scores={"bad": 0.0, "good": 1.0})] * 9
     report = command.report_of(
-        Traffic("", 1.0, [*sent, Sent(0, 0.0), Sent(0, 0.1)], [], []), task, 1.0
+        Traffic("", OpenLoop(1.0, np.zeros(11)), [*sent, Sent(0, 0.0), Sent(0, 0.1)], [], []),
+        task,
+        1.0,
     )
     assert report["p50_ms"] == 10 and report["p95_ms"] is None
 
@@ -88,6 +115,11 @@ def test_latency_without_an_answer_is_none_that_was_held(rows):
         ({"rate": [0.0]}, "must be above 0"),
         ({"hostile": 2.0}, "is a share"),
         ({"hold_p95_ms": 50.0, "rate": [1.0, 2.0]}, "begins at one --rate"),
+        ({"hold_p95_ms": 50.0, "rate": None, "connections": [1]}, "begins at one --rate"),
+        ({"rate": None}, "either --rate or --connections"),
+        ({"connections": [1]}, "either --rate or --connections"),
+        ({"rate": None, "connections": [0]}, "must be above 0"),
+        ({"rate": None, "connections": [1], "burst_rate": 5.0}, "alternates with --rate"),
     ],
 )
 def test_flags_that_make_no_stream_are_refused(changed, sentence):
