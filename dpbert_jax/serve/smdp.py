@@ -21,6 +21,7 @@ from dpbert_jax.serve.policy import Table
 ROUNDS = 100  # of policy iteration, which ends after a handful
 FULL_BATCHES = 12  # in the longest queue that is told from longer ones
 TAIL_COST = 10.0  # of each second in the tail, times what its last known state costs
+MARGIN = 0.02  # of its cost that the solved policy has to save over greedy batches
 LEVEL = 1e-9  # so much less another action has to cost to be better
 
 
@@ -41,6 +42,7 @@ class Solved(NamedTuple):
     rows: Int[np.ndarray, " S"]  # 0: wait; state 0 always waits
     levels: Int[np.ndarray, " S"]
     gain: float  # mean cost a second
+    greedy_gain: float  # of greedy batches at the last level
 
 
 def solve(
@@ -68,6 +70,7 @@ def solve(
     greedy = np.minimum(np.arange(states + 1), service.largest)
     rows, levels = greedy, np.where(greedy > 0, service.seconds.shape[1] - 1, 0)
     gain, bias = model.evaluate(rows, levels)
+    greedy_gain = gain
     for _ in range(ROUNDS):
         better = model.improve(gain, bias, rows, levels)
         if np.array_equal(better, (rows, levels)):
@@ -75,15 +78,25 @@ def solve(
         rows, levels = better
         gain, bias = model.evaluate(rows, levels)
     # The last state stands for all longer queues, and acts like the one before it.
-    return Solved(rows[:states], levels[:states], float(gain))
+    return Solved(rows[:states], levels[:states], float(gain), float(greedy_gain))
 
 
 def solve_table(service: Service, rates: list[float], **weights: Any) -> Table:
-    """`solve` at each of some rates, ascending."""
-    solved = [solve(service, rate, **weights) for rate in rates]
-    return Table(
-        tuple(rates), np.array([s.rows for s in solved]), np.array([s.levels for s in solved])
-    )
+    """`solve` at each of some rates, ascending; greedy batches where there is little to save.
+
+    A real server's batches are not the ones that were measured, and what greedy batches lose by
+    that is less than what a policy loses that was solved for others.
+
+    Args:
+        service: of one budget.
+    """
+    rows = []
+    for rate in rates:
+        solved = solve(service, rate, **weights)
+        plain = np.minimum(np.arange(len(solved.rows)), service.largest)
+        worth = solved.gain < (1 - MARGIN) * solved.greedy_gain
+        rows.append(solved.rows if worth else plain)
+    return Table(tuple(rates), np.array(rows), np.zeros_like(rows))
 
 
 class _Model:
