@@ -16,7 +16,8 @@ def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any
 
     `overhead_ms` is the median of what neither the queue nor the model took, this program's own
     part included; `generator_late_ms` the 95th percentile of how late requests were sent, which is
-    its fault alone. A percentile that requests without an answer reach is None.
+    its fault alone. A percentile that requests without an answer reach is None; the
+    mean is of those with one.
     `memory_mb` is the server's at the start, at both thirds and at the end.
     `unexpected` are hostile requests that met another status than they should.
     """
@@ -34,10 +35,11 @@ def report_of(traffic: Traffic, task: TaskData, seconds: float) -> dict[str, Any
         "rate": load.rate if isinstance(load, OpenLoop) else None,
         "connections": load.connections if isinstance(load, ClosedLoop) else None,
         "requests": len(traffic.sent),
+        "requests_per_second": round(len(traffic.sent) / seconds, 2),
         "status": {str(k): n for k, n in sorted(Counter(s.status for s in traffic.sent).items())},
         "answered_per_second": round(len(answered) / max(seconds, _ended(traffic)), 2),
         "mean_ms": _ms(np.mean(latency)),
-        "p50_ms": _ms(np.quantile(latency, 0.5)),
+        "p50_ms": _ms(np.quantile(latency + refused, 0.5, method="lower")),
         "p95_ms": _ms(np.quantile(latency + refused, 0.95, method="lower")),
         "p99_ms": _ms(np.quantile(latency + refused, 0.99, method="lower")),
         "overhead_ms": _ms(np.median(beside)),

@@ -7,6 +7,7 @@ again as soon as they have an answer: that shows what a server does at most, or 
 """
 
 import asyncio
+import contextlib
 import gc
 import json
 import time
@@ -19,6 +20,7 @@ import numpy as np
 
 from dpbert_jax.load.hostile import FAILED, Hostile
 
+RETRY_SECONDS = 1.0  # that a client without an answer waits
 IDLE_SECONDS = 2.0  # a connection is used again within: servers close theirs after five
 TIMEOUT = aiohttp.ClientTimeout(total=60)
 ASKED = {"raw_scores": True, "truncate": True}  # of each request
@@ -59,7 +61,7 @@ class Traffic:
 class OpenLoop:
     """Requests at these times, seconds from the start, ascending."""
 
-    rate: float  # mean arrivals a second that the times were drawn for
+    rate: float  # arrivals a second, of bursts those between them
     arrivals: np.ndarray
 
 
@@ -102,15 +104,17 @@ async def drive(
     ) as session:
         watching = asyncio.ensure_future(_watch(session, traffic.memory))
         gc.disable()  # a collection among so many records would be taken for the server's latency
-        client = _Client(session, bodies, traffic, np.random.default_rng(seed), hostile)
-        if isinstance(load, OpenLoop):
-            await client.at(load.arrivals)
-        else:
-            turns = (client.in_turn(load.seconds) for _ in range(load.connections))
-            await asyncio.gather(*turns)
-        await asyncio.gather(*client.strangers)
-        gc.enable()
-        watching.cancel()
+        try:
+            client = _Client(session, bodies, traffic, np.random.default_rng(seed), hostile)
+            if isinstance(load, OpenLoop):
+                await client.at(load.arrivals)
+            else:
+                turns = (client.in_turn(load.seconds) for _ in range(load.connections))
+                await asyncio.gather(*turns)
+            await asyncio.gather(*client.strangers)
+        finally:
+            gc.enable()
+            watching.cancel()
     return traffic
 
 
@@ -141,7 +145,8 @@ class _Client:
             sent = self._next(due)
             await self._send(sent)
             if sent.status == FAILED:
-                return  # to ask a server again at once that is not there would be endless
+                # To ask a server again at once that is not there would be endless.
+                await asyncio.sleep(RETRY_SECONDS)
 
     def _now(self) -> float:
         return time.perf_counter() - self._began
@@ -160,14 +165,14 @@ class _Client:
         try:
             body = self._bodies[sent.row]
             async with self._session.post("/predict", data=body) as response:
-                answer = await response.json()
+                answered = await response.read()
                 sent.status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError):
             return
         finally:
             sent.latency = self._now() - sent.due
         if sent.status == 200:
-            about = response.headers
+            about, answer = response.headers, json.loads(answered)
             sent.queued = float(about["x-dpbert-queue-ms"]) / 1000
             sent.inference = float(about["x-dpbert-inference-ms"]) / 1000
             sent.budget, sent.cost = float(about["x-dpbert-budget"]), float(about["x-dpbert-cost"])
@@ -177,8 +182,9 @@ class _Client:
 async def _watch(session: aiohttp.ClientSession, memory: list[float]) -> None:
     """The server's memory each second, where it tells."""
     while True:
-        async with session.get("/metrics") as response:
-            for line in (await response.text()).splitlines():
-                if line.startswith("process_resident_memory_bytes "):
-                    memory.append(float(line.split()[1]))
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with session.get("/metrics") as response:
+                for line in (await response.text()).splitlines():
+                    if line.startswith("process_resident_memory_bytes "):
+                        memory.append(float(line.split()[1]))
         await asyncio.sleep(1.0)

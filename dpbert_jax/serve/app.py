@@ -187,7 +187,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         work = service.answer(
             texts,
             budget=body.budget,
-            truncate=body.truncate,
+            truncate=bool(body.truncate),
             direction=body.truncation_direction.lower(),
         )
         answered = await while_connected(request, work)
@@ -227,9 +227,11 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
     backend = service.backend
     encoder = backend.config.encoder
 
-    def known(model: str) -> str:
+    def known(model: str, version: str) -> str:
         if model != backend.model_id:
             raise StarletteHTTPException(404, f"There is no model '{model}'.")
+        if version != kserve.VERSION:
+            raise StarletteHTTPException(404, f"Of '{model}' there is no version '{version}'.")
         return model
 
     @app.get("/v2", summary="The server")
@@ -237,23 +239,33 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
         extensions = ["binary_tensor_data"]
         return {"name": "dpbert", "version": version("dpbert-jax"), "extensions": extensions}
 
-    @app.get("/v2/models/{model}", summary="The model's inputs and outputs")
-    async def described(model: str) -> dict[str, Any]:
-        return kserve.metadata(known(model), encoder)
+    # Clients that name a version and clients that do not.
+    paths = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
-    @app.get("/v2/models/{model}/ready", summary="Whether the model answers")
-    async def model_ready(model: str) -> dict[str, Any]:
-        known(model)
+    async def described(model: str, version: str = kserve.VERSION) -> dict[str, Any]:
+        return kserve.metadata(known(model, version), encoder)
+
+    async def model_ready(model: str, version: str = kserve.VERSION) -> dict[str, Any]:
+        known(model, version)
         if not service.ready:
             raise Unhealthy("The server is not ready.")
         return {"name": model, "ready": True}
 
-    @app.post("/v2/models/{model}/infer", summary="Classify texts, as KServe does")
-    async def infer(model: str, request: Request) -> Any:
-        known(model)
-        length = request.headers.get("inference-header-content-length")
-        number = int(length) if length and length.isdigit() else None
-        asked = kserve.read_infer(await request.body(), number)
+    async def infer(request: Request, model: str, version: str = kserve.VERSION) -> Response:
+        known(model, version)
+        asked = kserve.read_infer(await request.body(), request.headers.get(kserve.HEADER))
         work = service.answer(asked.texts, budget=asked.budget, truncate=True)
         answered = await while_connected(request, work)
-        return kserve.infer_answer(encoder, model, asked, answered.texts)
+        body, head = kserve.infer_answer(encoder, model, asked, answered.texts)
+        if head is None:
+            return Response(body, media_type="application/json")
+        headers = {kserve.HEADER: str(head)}
+        return Response(body, media_type="application/octet-stream", headers=headers)
+
+    for path in paths:
+        app.get(path, summary="The model's inputs and outputs")(described)
+        app.get(f"{path}/ready", summary="Whether the model answers")(model_ready)
+        schema = _schema(kserve.InferBody)
+        app.post(f"{path}/infer", summary="Classify texts, as KServe does", openapi_extra=schema)(
+            infer
+        )

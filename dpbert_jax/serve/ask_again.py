@@ -21,8 +21,8 @@ def middlewares() -> list[Middleware]:
 class AskAgain:
     """ASGI middleware of Ray's proxy: a request whose replica has died is asked again.
 
-    Answers change nothing, so that a second asking does no harm. Ray alone would say 500, which the
-    server itself never does.
+    Answers change nothing, so that a second asking does no harm. Ray alone would say 500, as the
+    server itself does of its own mistakes only.
     """
 
     def __init__(self, app: Any) -> None:
@@ -43,6 +43,8 @@ class AskAgain:
                 answer.failed = True
             if answer.begun and not answer.failed:
                 return  # of a replica that died Ray says nothing at all, or 500
+            if body.left:
+                return  # nor of a client that has
             if body.size > MAX_KEPT:
                 break
         error = Unhealthy("The replica that had this request ended: try again.")
@@ -50,10 +52,10 @@ class AskAgain:
 
 
 class _Kept:
-    """A request's body, kept as it is read, to be read again."""
+    """A request's body, kept as it is read, to be read again; and whether its client has left."""
 
     def __init__(self, receive: Any) -> None:
-        self._receive, self._messages, self.size = receive, [], 0
+        self._receive, self._messages, self.size, self.left = receive, [], 0, False
 
     def again(self) -> Any:
         """A receive that begins at the body's start."""
@@ -65,6 +67,7 @@ class _Kept:
                 at += 1
                 return self._messages[at - 1]
             message = await self._receive()
+            self.left |= message["type"] == "http.disconnect"
             self.size += len(message.get("body", b""))
             if self.size <= MAX_KEPT:
                 self._messages.append(message)

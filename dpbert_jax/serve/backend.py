@@ -1,5 +1,6 @@
 """What answers: this library in JAX, or an ONNX export in onnxruntime, behind one function."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.export.formats import ExportOptions, load_artifact
 from dpbert_jax.export_formats import export_format
 from dpbert_jax.hub import load_tokenizer
+from dpbert_jax.integrity import SUMS
 from dpbert_jax.model import Model
 from dpbert_jax.policies.protocol import Planned
 from dpbert_jax.policies.rule import Rule, check_budget, resolve_rule
@@ -51,6 +53,7 @@ class Backend:
     max_seq_length: int
     run: Run
     warm_up: Callable[[], None]
+    weights: str  # SHA-256 of all of them
 
     def answer(self, rows: TokenizedSplit, budgets: Sequence[float]) -> Answers:
         """Answers rows, each at its budget; the caller has checked the budgets."""
@@ -140,7 +143,11 @@ def _jax_backend(model: Model, max_batch_size: int) -> Backend:
 
     folder = model.folder
     name = folder.name if folder else "model"
-    return Backend("jax", name, config, model.tokenizer, longest, run, warm_up)
+    weights = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+        weights.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    digest = weights.hexdigest()
+    return Backend("jax", name, config, model.tokenizer, longest, run, warm_up, digest)
 
 
 def random_rows(number: int, length: int, vocab_size: int) -> TokenizedSplit:
@@ -182,7 +189,8 @@ def _onnx_backend(folder: Path, max_batch_size: int, max_padding: float) -> Back
             for length in (1, longest):
                 run(random_rows(number, length, config.encoder.vocab_size), [1.0] * number)
 
-    return Backend("onnx", folder.name, config, tokenizer, longest, run, warm_up)
+    digest = hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()  # of all its files
+    return Backend("onnx", folder.name, config, tokenizer, longest, run, warm_up, digest)
 
 
 def even_groups(

@@ -41,7 +41,8 @@ class _Waiting:
     token_ids: np.ndarray
     type_ids: np.ndarray
     budget: float | None  # None: the dial's
-    arrived: float
+    arrived: float  # the request
+    queued: float  # the text in the line, once it is tokenised
     answer: asyncio.Future = field(repr=False)
 
 
@@ -70,13 +71,16 @@ class Batcher:
         self._expected: Expected | None = None
         self._tokens = 0.0  # of a text, mean of those that came of late
         self._closing = False
+        self.failed = False  # nobody decides any more
+        self._gone = False  # a client of a text in the line has left
         self._worker = ThreadPoolExecutor(1, "inference")
         self._task: asyncio.Task | None = None
 
     def start(self, policy: Policy, expected: Expected | None = None) -> None:
         """Begins to serve, in the running event loop; `expected` as in `choose.Chosen`."""
         self._expected = expected
-        self._task = asyncio.get_running_loop().create_task(self._serve(policy))
+        self._metrics.budget.set(self.budget)
+        self._task = asyncio.get_running_loop().create_task(self._watched(policy))
 
     async def close(self) -> None:
         """Serves all that was accepted, and ends."""
@@ -89,8 +93,10 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._line)
 
-    async def answer(self, rows: TokenizedSplit, budget: float | None) -> list[Text]:
-        """Queues a request's texts and waits for them all.
+    async def answer(
+        self, rows: TokenizedSplit, budget: float | None, arrived: float
+    ) -> list[Text]:
+        """Queues the texts of a request that arrived then, and waits for them all.
 
         A caller that is cancelled takes its texts out of the line.
 
@@ -98,6 +104,8 @@ class Batcher:
             Overloaded: the line is full, or they waited for too long.
             Unanswered: the model has no answer.
         """
+        if self.failed:
+            raise Unanswered("The server has failed, and has to be started anew.")
         if len(self._line) + len(rows) > self._max_queue or self._closing:
             raise Overloaded(f"{len(self._line)} texts are waiting: try again later.")
         loop, now = asyncio.get_running_loop(), time.monotonic()
@@ -106,6 +114,7 @@ class Batcher:
                 rows.token_ids[start:end],
                 rows.type_ids[start:end],
                 budget,
+                arrived,
                 now,
                 loop.create_future(),
             )
@@ -122,6 +131,17 @@ class Batcher:
         finally:
             for each in waiting:
                 each.answer.cancel()
+                self._gone |= each.answer.cancelled()
+
+    async def _watched(self, policy: Policy) -> None:
+        try:
+            await self._serve(policy)
+        except Exception:  # of a policy: nobody would be served any more, and nobody would say so
+            logger.exception("No batch can be decided on any more.")
+            self.failed = True
+            for each in self._line:
+                if not each.answer.done():
+                    each.answer.set_exception(Unanswered("The server has failed."))
 
     async def _serve(self, policy: Policy) -> None:
         while True:
@@ -150,18 +170,16 @@ class Batcher:
 
     def _drop(self) -> None:
         """Takes those out of the line whose client has gone, or who waited too long."""
-        now, kept = time.monotonic(), deque()
-        for each in self._line:
-            if each.answer.done():
-                continue
-            if now - each.arrived > self._max_seconds:
-                seconds = f"{self._max_seconds:g} seconds"
-                each.answer.set_exception(Overloaded(f"No answer within {seconds} in the queue."))
-                self._metrics.expired.inc()
-                continue
-            kept.append(each)
-        self._line = kept
-        self._metrics.queue.set(len(kept))
+        if self._gone:
+            self._line = deque(each for each in self._line if not each.answer.done())
+            self._gone = False
+        now = time.monotonic()
+        while self._line and now - self._line[0].arrived > self._max_seconds:
+            late = self._line.popleft()
+            error = f"No answer within {self._max_seconds:g} seconds in the queue."
+            late.answer.set_exception(Overloaded(error))
+            self._metrics.expired.inc()
+        self._metrics.queue.set(len(self._line))
 
     def _taken(self, rows: int) -> list[_Waiting]:
         """The oldest so many, fewer where their tokens exceed a batch's."""
@@ -171,6 +189,7 @@ class Batcher:
             if taken and tokens > self._max_tokens:
                 break
             taken.append(self._line.popleft())
+        self._metrics.queue.set(len(self._line))
         return taken
 
     async def _run(self, taken: list[_Waiting], level: int) -> None:
@@ -196,10 +215,10 @@ class Batcher:
                     each.answer.set_exception(Unanswered("The model has no answer to this batch."))
             return
         seconds = time.monotonic() - began
-        if self._expected is not None and all(each.budget is None for each in taken):
-            self._slow.served(self._expected(rows.lengths.mean(), len(taken), level), seconds)
         for i, each in enumerate(taken):
             if not each.answer.done():
                 found = (answers.logits[i], answers.layer_mask[i], float(answers.cost[i]))
-                each.answer.set_result(Text(*found, budgets[i], began - each.arrived, seconds))
-        self._metrics.batch(rows, answers, budget, seconds, [began - e.arrived for e in taken])
+                each.answer.set_result(Text(*found, budgets[i], began - each.queued, seconds))
+        if self._expected is not None and all(each.budget is None for each in taken):
+            self._slow.served(self._expected(rows.lengths.mean(), len(taken), level), seconds)
+        self._metrics.batch(rows, answers, budget, seconds, [began - e.queued for e in taken])

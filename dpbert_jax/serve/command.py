@@ -6,6 +6,7 @@ It listens at 127.0.0.1 unless told otherwise. Texts are never logged.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -55,8 +56,8 @@ def make_service(args: ServeArguments) -> Service:
     return Service(args, backend, lambda: choose_policy(args, backend, budgets), budgets)
 
 
-async def serve(args: ServeArguments) -> None:
-    """Serves until SIGTERM or SIGINT; what was accepted is answered.
+async def serve(args: ServeArguments) -> bool:
+    """Serves until SIGTERM or SIGINT; what was accepted is answered. Was it ever ready?
 
     Raises:
         UserError: the address is taken, or the model cannot be had.
@@ -76,6 +77,7 @@ async def serve(args: ServeArguments) -> None:
     await server.serve([listener])
     if failures:
         raise failures[0]
+    return service.started.is_set()
 
 
 def config_of(args: ServeArguments, app: FastAPI) -> uvicorn.Config:
@@ -112,5 +114,12 @@ def _listen(args: ServeArguments) -> socket.socket:
     return listener
 
 
+async def _until_told(args: ServeArguments) -> None:
+    if not await serve(args):
+        # A thread still compiles or measures, which cannot be told to stop: no use waiting for it.
+        logging.shutdown()
+        os._exit(0)
+
+
 def main() -> None:
-    asyncio.run(serve(parse(ServeArguments, __doc__)))
+    asyncio.run(_until_told(parse(ServeArguments, __doc__)))

@@ -2,11 +2,14 @@
 
 import asyncio
 import hmac
+import logging
 import time
 from typing import Any
 
 from dpbert_jax.serve.errors import Overloaded, Refused, TooLarge, Unauthorized, refusal
 from dpbert_jax.serve.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 # Asked by load balancers, monitoring and browsers, which bring no token.
 OPEN = frozenset(
@@ -64,6 +67,11 @@ class Guard:
             await self._app(scope, _handed_on(body, receive), counted)
         except Refused as error:
             await refusal(error)(scope, receive, counted)
+        except Exception:  # whatever it is, it is this request's alone, and has its answer
+            if status:
+                raise
+            logger.exception("A request of %s has no answer.", scope["path"])
+            await refusal(Refused("The server failed at this request."))(scope, receive, counted)
         finally:
             self._running -= 1
             route = getattr(scope.get("route"), "path", "none")  # of an unknown path: not its text

@@ -10,7 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from filelock import FileLock
 
 from dpbert_jax.benchmark.environment import own_cores, versions
 from dpbert_jax.serve.backend import Backend, random_rows
@@ -61,14 +63,18 @@ def measured(backend: Backend, max_rows: int, lowest: float, anew: bool) -> Meas
     """What was measured before of this model on this machine, or is now."""
     about = fingerprint(backend, max_rows, lowest)
     path = Path(FOLDER).expanduser() / f"{about}.json"
-    if path.exists() and not anew:
-        logger.info("Latencies are those of %s (--measure: anew).", path)
-        return Measured(**json.loads(path.read_text(encoding="utf-8")))
-    logger.info("Measuring latencies of batches; this is kept in %s.", path)
-    found = measure(backend, max_rows, lowest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found._asdict()), encoding="utf-8")
-    return found
+    # Replicas that start together would slow each other: one measures, the others wait and read.
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists() and not anew:
+            logger.info("Latencies are those of %s (--measure: anew).", path)
+            return Measured(**json.loads(path.read_text(encoding="utf-8")))
+        logger.info("Measuring latencies of batches; this is kept in %s.", path)
+        found = measure(backend, max_rows, lowest)
+        whole = path.with_suffix(".new")
+        whole.write_text(json.dumps(found._asdict()), encoding="utf-8")
+        whole.replace(path)
+        return found
 
 
 def fingerprint(backend: Backend, max_rows: int, lowest: float) -> str:
@@ -79,8 +85,10 @@ def fingerprint(backend: Backend, max_rows: int, lowest: float) -> str:
         "rows": max_rows,
         "lowest": lowest,
         "longest": backend.max_seq_length,
+        "weights": backend.weights,
         "processor": _processor(),
         "cores": own_cores(),
+        "device": jax.devices()[0].device_kind,
         "versions": {**versions(), "dpbert-jax": version("dpbert-jax")},
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

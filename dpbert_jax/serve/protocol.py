@@ -18,7 +18,7 @@ from dpbert_jax.serve.batcher import Text
 from dpbert_jax.serve.errors import Empty, Invalid, TooLarge
 
 Sentence = Annotated[str, Strict()]
-Share = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Strict(), Field(gt=0, le=1)]
 
 
 class PredictBody(BaseModel):
@@ -30,7 +30,9 @@ class PredictBody(BaseModel):
         description="A text; [a, b]: a pair of texts; [[a], [b], ...] or [[a, b], ...]: several.",
         examples=["A film.", ["A plane lands.", "A plane takes off."], [["A film."], ["Films."]]],
     )
-    truncate: bool = Field(False, description="Whether a longer text is cut, or else refused.")
+    truncate: bool | None = Field(
+        False, description="Whether a longer text is cut, or else refused."
+    )
     truncation_direction: Literal["Right", "Left", "right", "left"] = "Right"
     raw_scores: bool = Field(False, description="Logits in place of probabilities.")
     budget: Share | None = Field(

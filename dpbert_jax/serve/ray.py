@@ -41,6 +41,11 @@ def build(flags: dict[str, Any]) -> Application:
         return make_app(make_service(args))
 
     deployment = serve.deployment(
-        name="dpbert", num_replicas=replicas, max_ongoing_requests=args.max_concurrent_requests
+        name="dpbert",
+        num_replicas=replicas,
+        # A replica refuses by itself what is too much for it, and has to be shown it; what waits in
+        # Ray's proxy neither the replica's limits nor its dial see.
+        max_ongoing_requests=2 * args.max_concurrent_requests,
+        max_queued_requests=args.max_concurrent_requests,
     )
     return deployment(serve.ingress(app)()).bind()

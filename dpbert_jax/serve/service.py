@@ -16,10 +16,10 @@ from dpbert_jax.serve.arguments import ServeArguments
 from dpbert_jax.serve.backend import Backend
 from dpbert_jax.serve.batcher import Batcher, Text
 from dpbert_jax.serve.choose import Chosen
-from dpbert_jax.serve.errors import Invalid, TooLarge, Unhealthy
+from dpbert_jax.serve.errors import Invalid, Unhealthy
 from dpbert_jax.serve.lanes import Lanes
 from dpbert_jax.serve.metrics import Metrics
-from dpbert_jax.serve.protocol import check_count, check_words
+from dpbert_jax.serve.protocol import check_count
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ class Service:
             max_queue=args.max_concurrent_requests * args.max_client_batch_size,
             max_queue_seconds=args.max_queue_ms / 1000,
         )
-        self._tokenizing = Lanes(backend.tokenizer)
-        self._latencies: deque[tuple[float, float]] = deque(maxlen=10_000)
+        self._tokenizing = Lanes(backend.tokenizer, args.max_queue_ms / 1000)
+        self._latencies: deque[tuple[float, float]] = deque(maxlen=100_000)
 
     async def start(self) -> None:
         """Warms what answers, and begins to serve."""
@@ -80,7 +80,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self.started.is_set() and not self._closing
+        return self.started.is_set() and not self._closing and not self.batcher.failed
 
     async def answer(
         self,
@@ -99,31 +99,26 @@ class Service:
             raise Unhealthy("The server is not ready.")
         began = time.monotonic()
         check_count(len(texts), self.args.max_client_batch_size)
-        if not truncate:
-            check_words(texts, self.backend.max_seq_length)
         if budget is not None:
             try:
                 self.backend.check_budget(budget)
             except UserError as error:
                 raise Invalid(str(error)) from None
         longest = self.backend.max_seq_length
-        try:
-            rows = await self._tokenizing.encode(texts, longest, truncate, direction)
-        except UserError as error:
-            raise TooLarge(str(error)) from None
+        rows = await self._tokenizing.encode(texts, longest, truncate, direction, began)
         self.metrics.tokenization.observe(time.monotonic() - began)
-        answers = await self.batcher.answer(rows, budget)
+        answers = await self.batcher.answer(rows, budget, began)
         now = time.monotonic()
         self._latencies.append((now, now - began))
         return Answered(answers, int(rows.offsets[-1]))
 
     def status(self) -> dict[str, float | int | None]:
-        """The last seconds: for the page's live view."""
+        """The last seconds: for the page's live view; latencies are of what was answered."""
         now = time.monotonic()
         recent = [seconds for when, seconds in self._latencies if now - when < RECENT]
         return {
             "queue": len(self.batcher),
-            "budget": self.batcher.budget,
+            "budget": self.batcher.budget if recent else self.batcher.budgets[0],
             "requests_per_second": round(len(recent) / RECENT, 2),
             "p50_ms": round(1000 * float(np.quantile(recent, 0.5)), 2) if recent else None,
             "p95_ms": round(1000 * float(np.quantile(recent, 0.95)), 2) if recent else None,

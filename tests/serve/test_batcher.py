@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ class Worker:
     def __init__(self, config):
         self.asked, self.go, self.began = [], threading.Semaphore(0), threading.Semaphore(0)
         self.fails = False
-        self.backend = Backend("test", "test", config, None, 16, self._run, lambda: None)
+        self.backend = Backend("test", "test", config, None, 16, self._run, lambda: None, "")
 
     def _run(self, rows, budgets):
         self.asked.append((rows.lengths.tolist(), list(budgets)))
@@ -64,15 +65,20 @@ def texts(*lengths):
     return type(rows[0])(ids, np.zeros(len(ids), np.int8), offsets, None)
 
 
+def ask(batcher, rows, budget):
+    """A request that has just arrived."""
+    return batcher.answer(rows, budget, time.monotonic())
+
+
 async def begun(worker):
     await asyncio.to_thread(worker.began.acquire)
 
 
 def test_those_who_came_meanwhile_are_one_batch_in_their_order(worker):
     async def scenario(batcher):
-        first = asyncio.ensure_future(batcher.answer(texts(3), None))
+        first = asyncio.ensure_future(ask(batcher, texts(3), None))
         await begun(worker)
-        others = [asyncio.ensure_future(batcher.answer(texts(n, n + 1), 0.7)) for n in (4, 6)]
+        others = [asyncio.ensure_future(ask(batcher, texts(n, n + 1), 0.7)) for n in (4, 6)]
         await asyncio.sleep(0)
         worker.go.release(2)
         assert [text.logits[0] for text in await first] == [3]
@@ -86,9 +92,9 @@ def test_those_who_came_meanwhile_are_one_batch_in_their_order(worker):
 
 def test_a_policy_that_waits_is_asked_again_and_sets_the_dial(worker):
     async def scenario(batcher):
-        one = asyncio.ensure_future(batcher.answer(texts(3), None))
+        one = asyncio.ensure_future(ask(batcher, texts(3), None))
         await asyncio.sleep(0)
-        other = asyncio.ensure_future(batcher.answer(texts(4, 5), None))
+        other = asyncio.ensure_future(ask(batcher, texts(4, 5), None))
         await begun(worker)
         assert batcher.budget == 0.5
         worker.go.release()
@@ -101,7 +107,7 @@ def test_a_policy_that_waits_is_asked_again_and_sets_the_dial(worker):
 def test_a_batch_has_so_many_tokens_at_most_but_always_one_text(worker):
     async def scenario(batcher):
         worker.go.release(10)
-        await batcher.answer(texts(9, 5, 6, 15), None)
+        await ask(batcher, texts(9, 5, 6, 15), None)
 
     run(worker, Greedy(8), scenario, max_batch_tokens=12)
     assert [lengths for lengths, _ in worker.asked] == [[9], [5, 6], [15]]
@@ -109,12 +115,12 @@ def test_a_batch_has_so_many_tokens_at_most_but_always_one_text(worker):
 
 def test_a_full_line_is_refused_at_once(worker):
     async def scenario(batcher):
-        running = asyncio.ensure_future(batcher.answer(texts(3), None))
+        running = asyncio.ensure_future(ask(batcher, texts(3), None))
         await begun(worker)
-        waiting = asyncio.ensure_future(batcher.answer(texts(4, 5), None))
+        waiting = asyncio.ensure_future(ask(batcher, texts(4, 5), None))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="2 texts are waiting"):
-            await batcher.answer(texts(6), None)
+            await ask(batcher, texts(6), None)
         worker.go.release(2)
         await asyncio.gather(running, waiting)
 
@@ -123,9 +129,9 @@ def test_a_full_line_is_refused_at_once(worker):
 
 def test_who_leaves_is_not_computed(worker):
     async def scenario(batcher):
-        running = asyncio.ensure_future(batcher.answer(texts(3), None))
+        running = asyncio.ensure_future(ask(batcher, texts(3), None))
         await begun(worker)
-        leaving, staying = (asyncio.ensure_future(batcher.answer(texts(n), None)) for n in (4, 5))
+        leaving, staying = (asyncio.ensure_future(ask(batcher, texts(n), None)) for n in (4, 5))
         await asyncio.sleep(0)
         leaving.cancel()
         worker.go.release(2)
@@ -138,7 +144,7 @@ def test_who_leaves_is_not_computed(worker):
 def test_who_waited_too_long_is_refused(worker):
     async def scenario(batcher):
         with pytest.raises(Overloaded, match=r"within 0\.01 seconds"):
-            await batcher.answer(texts(3), None)
+            await ask(batcher, texts(3), None)
 
     run(worker, HalfLater(), scenario, max_queue_seconds=0.01)
     assert worker.asked == []
@@ -149,22 +155,49 @@ def test_a_batch_that_fails_is_an_error_of_its_own(worker):
         worker.fails = True
         worker.go.release(1)
         with pytest.raises(Unanswered):
-            await batcher.answer(texts(3, 4), None)
+            await ask(batcher, texts(3, 4), None)
         worker.fails = False
         worker.go.release(1)
-        assert len(await batcher.answer(texts(5), None)) == 1
+        assert len(await ask(batcher, texts(5), None)) == 1
 
     run(worker, Greedy(8), scenario)
 
 
+class Broken:
+    """A policy that fails."""
+
+    def decide(self, queue):
+        raise ZeroDivisionError
+
+
+def test_a_policy_that_fails_leaves_nobody_waiting(worker):
+    async def scenario(batcher):
+        for _ in range(2):
+            with pytest.raises(Unanswered):
+                await ask(batcher, texts(3), None)
+        assert batcher.failed
+        batcher._line.clear()
+
+    run(worker, Broken(), scenario)
+
+
+def test_what_came_long_ago_is_refused_however_short_it_stood_in_the_line(worker):
+    async def scenario(batcher):
+        with pytest.raises(Overloaded):
+            await batcher.answer(texts(3), None, time.monotonic() - 61)
+
+    run(worker, Greedy(8), scenario)
+    assert worker.asked == []
+
+
 def test_closing_answers_whoever_was_accepted(worker):
     async def scenario(batcher):
-        waiting = asyncio.ensure_future(batcher.answer(texts(3), None))
+        waiting = asyncio.ensure_future(ask(batcher, texts(3), None))
         await asyncio.sleep(0)
         closing = asyncio.ensure_future(batcher.close())
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await batcher.answer(texts(4), None)
+            await ask(batcher, texts(4), None)
         worker.go.release(1)
         assert [text.logits[0] for text in await waiting] == [3]
         await closing

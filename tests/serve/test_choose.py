@@ -2,12 +2,14 @@
 
 import itertools
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
 
 from dpbert_jax.errors import UserError
+from dpbert_jax.hub import load_tokenizer, save_folder
 from dpbert_jax.serve import choose, measure
 from dpbert_jax.serve.arguments import ServeArguments
 from dpbert_jax.serve.backend import open_backend, random_rows
@@ -33,7 +35,7 @@ def test_the_default_policy_is_measured_solved_and_served_with(
         for text in ("a dog", "the film was good"):
             assert client.post("/predict", json={"inputs": text}).status_code == 200
         assert client.service.batcher.budgets[-1] == (1.0 if lowest is None else 0.4)
-    assert len(list(quick.iterdir())) == 1
+    assert len(list(quick.glob("*.json"))) == 1
 
 
 def test_what_was_measured_is_kept_and_measured_anew_where_asked(quick, served_folder, monkeypatch):
@@ -43,6 +45,34 @@ def test_what_was_measured_is_kept_and_measured_anew_where_asked(quick, served_f
     assert measure.measured(backend, 2, 0.4, anew=True) != first
     service = first.service(10, (1.0, 0.4))
     assert service.seconds.shape == (2, 2) and (np.diff(service.seconds, axis=0) >= 0).all()
+
+
+def test_other_weights_have_latencies_of_their_own(
+    served_folder, served_config, random_params, tiny_folder, tmp_path
+):
+    other = tmp_path / "tiny"
+    other.mkdir()
+    save_folder(other, served_config, random_params(served_config, 4), load_tokenizer(tiny_folder))
+    about = [
+        measure.fingerprint(open_backend(str(folder), "auto", **SIZES), 2, 0.4)
+        for folder in (served_folder, other, served_folder)
+    ]
+    assert about[0] != about[1] and about[0] == about[2]
+
+
+def test_replicas_that_start_together_measure_once(quick, served_folder, monkeypatch):
+    backend = open_backend(str(served_folder), "auto", **SIZES)
+    real, measuring = measure.measure, []
+
+    def once(*about):
+        measuring.append(about)
+        return real(*about)
+
+    monkeypatch.setattr(measure, "measure", once)
+    with ThreadPoolExecutor(2) as together:
+        calls = [together.submit(measure.measured, backend, 2, 0.4, False) for _ in range(2)]
+        first, second = (call.result() for call in calls)
+    assert first == second and len(measuring) == 1
 
 
 def test_a_policy_for_each_length_is_asked_by_the_mean_length():

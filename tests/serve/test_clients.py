@@ -29,7 +29,8 @@ def test_tritonclient(client, wanted, binary):
         tensor.set_data_from_numpy(np.array(TEXTS, object), binary_data=binary)
         answer = asked.infer("tiny", [tensor], parameters={"budget": 0.6}, request_id="7")
         assert answer.get_response()["id"] == "7"
-        assert answer.as_numpy("label").tolist() == [each.label for each in wanted]
+        labels = [each.decode() for each in answer.as_numpy("label")]  # in binary, as Triton's
+        assert labels == [each.label for each in wanted]
         layers = [tuple(np.flatnonzero(row)) for row in answer.as_numpy("layer_mask")]
         assert layers == [each.layers for each in wanted]
         scores = [list(each.probabilities.values()) for each in wanted]
@@ -48,3 +49,24 @@ def test_hugging_face_s_client(client, monkeypatch):
     assert [(each.label, each.score) for each in answer] == [
         (each["label"], each["score"]) for each in plain
     ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_tritonclient_chooses_which_outputs_are_binary(client, wanted):
+    triton = pytest.importorskip("tritonclient.http")
+    url = f"{client.base_url.host}:{client.base_url.port}"
+    with triton.InferenceServerClient(url) as asked:
+        assert asked.is_model_ready("tiny", "1") and not asked.is_model_ready("tiny", "2")
+        tensor = triton.InferInput("text", [3], "BYTES")
+        tensor.set_data_from_numpy(np.array(TEXTS, object))
+        outputs = [
+            triton.InferRequestedOutput(name, binary_data=name != "label")
+            for name in ("label", "scores")
+        ]
+        given = {"outputs": outputs, "parameters": {"budget": 0.6}, "model_version": "1"}
+        answer = asked.infer("tiny", [tensor], **given)
+        assert answer.as_numpy("label").tolist() == [each.label for each in wanted]
+        scores = [list(each.probabilities.values()) for each in wanted]
+        np.testing.assert_allclose(answer.as_numpy("scores"), scores, atol=1e-5)
+        assert answer.as_numpy("cost") is None

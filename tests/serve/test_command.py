@@ -5,6 +5,8 @@ import gc
 import os
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -36,6 +38,23 @@ def test_sigterm_ends_it_without_an_error(args, monkeypatch):
     monkeypatch.setattr(command, "make_service", kept)
     asyncio.run(run())
     assert not made[0].ready and gc.get_freeze_count() == 0
+
+
+SLOW = """
+import sys, threading
+from dpbert_jax import cli
+from dpbert_jax.serve import command
+command.choose_policy = lambda *about: print("measuring", flush=True) or threading.Event().wait()
+cli.main(["serve", sys.argv[1], "--port", "0"])
+"""
+
+
+def test_sigterm_ends_it_while_it_measures(served_folder):
+    flags = [sys.executable, "-c", SLOW, str(served_folder)]
+    with subprocess.Popen(flags, stdout=subprocess.PIPE, text=True) as slow:
+        assert slow.stdout.readline() == "measuring\n"
+        slow.send_signal(signal.SIGTERM)
+        assert slow.wait(60) == 0
 
 
 def test_what_keeps_it_from_becoming_ready_is_told(args, monkeypatch):

@@ -1,5 +1,6 @@
 """The server over real HTTP: answers, forms, limits, and what must not harm it."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from dpbert_jax.model import Model
+from dpbert_jax.serve import lanes, protocol
 from dpbert_jax.serve.errors import TooLarge
 from dpbert_jax.serve.protocol import check_words
 
@@ -166,11 +168,81 @@ def test_connections_that_say_nothing_or_half_of_it_do_no_harm(client, serving, 
         assert short.post("/predict", json={"inputs": "a"}).status_code == 200
 
 
+def said(connection, wanted):
+    """What comes until there are these bytes; '' where the connection is closed before."""
+    found = b""
+    while wanted not in found:
+        part = connection.recv(10_000)
+        if not part:
+            return ""
+        found += part
+    return found.decode()
+
+
+GOOD = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_bytes_that_begin_no_request_keep_no_connection(serving, served_folder):
+    with serving(served_folder, body_timeout_ms=50.0) as short:
+        address = (short.base_url.host, short.base_url.port)
+        for before in (b"", GOOD):
+            with socket.create_connection(address) as idle:
+                idle.sendall(before)
+                if before:
+                    assert said(idle, b"{}")
+                idle.sendall(b"\r\n")
+                assert said(idle, b" 408 ")
+        # A body that was refused may come for as long, and then no more.
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with socket.create_connection(address) as slow:
+            slow.sendall(head)
+            assert said(slow, b"Timeout")
+            slow.sendall(b"1\r\n")
+            assert slow.recv(10_000) == b""
+
+
+def test_an_answer_comes_before_the_next_request_is_late(serving, served_folder):
+    with (
+        serving(served_folder, body_timeout_ms=50.0) as short,
+        socket.create_connection((short.base_url.host, short.base_url.port)) as both,
+    ):
+        both.sendall(GOOD + b"GET /b HT")
+        answers = said(both, b" 408 ")
+        assert answers.startswith("HTTP/1.1 200 ") and "Timeout" in answers
+
+
+def test_headers_have_an_end(client):
+    address = (client.base_url.host, client.base_url.port)
+    for head in (b"X: " + b"a" * 10_000_000, b"X: b\r\n" * 100_000):
+        with socket.create_connection(address) as endless:
+            with contextlib.suppress(ConnectionError):  # it is closed while this is sent
+                endless.sendall(b"GET /health HTTP/1.1\r\n" + head)
+            with contextlib.suppress(ConnectionError):
+                assert " 431 " in said(endless, b"Validation")
+    with socket.create_connection(address) as other:
+        other.sendall(b"no HTTP\r\n\r\n")
+        assert '"error_type": "Validation"' in said(other, b"}")
+    assert client.get("/health").status_code == 200
+
+
+def test_a_mistake_of_the_server_is_an_error_in_that_form_too(serving, served_folder, monkeypatch):
+    def broken(*about):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(protocol, "predict_answer", broken)
+    with serving(served_folder) as failing:
+        answer = failing.post("/predict", json={"inputs": "a"})
+        assert answer.status_code == 500 and answer.json()["error_type"] == "Backend"
+        assert 'route="/predict",status="500"} 1.0' in failing.get("/metrics").text
+        assert failing.get("/health").status_code == 200
+
+
 def test_a_text_of_too_many_words_is_refused_before_it_is_tokenised(client, monkeypatch):
     def refused(*about):
         raise AssertionError("it was tokenised")
 
-    monkeypatch.setattr(client.service._tokenizing, "encode", refused)
+    for lane in (client.service._tokenizing._short, client.service._tokenizing._long):
+        monkeypatch.setattr(lane._encoder, "encode", refused)
     for inputs in ("word " * 33, ["a", "word " * 100_000], [["a"], ["b " * 40]]):
         answer = client.post("/predict", json={"inputs": inputs})
         assert answer.status_code == 413 and "words" in answer.json()["error"]
@@ -178,7 +250,7 @@ def test_a_text_of_too_many_words_is_refused_before_it_is_tokenised(client, monk
 
 @pytest.mark.parametrize("long", ["word " * 3_000, "!" * 10_001])
 def test_a_text_that_is_long_to_tokenise_holds_up_no_short_one(client, long, monkeypatch):
-    encoder, _ = client.service._tokenizing._long
+    encoder = client.service._tokenizing._long._encoder
     encode, begun, may_end = encoder.encode, threading.Event(), threading.Event()
 
     def held_up(*about):
@@ -197,6 +269,25 @@ def test_a_text_that_is_long_to_tokenise_holds_up_no_short_one(client, long, mon
         finally:
             may_end.set()
         assert answer.result().status_code == 200
+
+
+def test_few_long_texts_wait_for_each_other_and_none_for_long(
+    serving, served_folder, client, monkeypatch
+):
+    monkeypatch.setattr(lanes, "MOST_LONG", 0)
+    body = {"inputs": "word " * 3_000, "truncate": True}
+    answer = client.post("/predict", json=body)
+    assert answer.status_code == 429 and "long requests are waiting" in answer.json()["error"]
+    monkeypatch.setattr(lanes, "MOST_LONG", 1)
+    with serving(served_folder, max_queue_ms=1.0) as hasty:
+        may_end = threading.Event()
+        lane = hasty.service._tokenizing._long
+        encode = lane._encoder.encode
+        monkeypatch.setattr(lane._encoder, "encode", lambda *a: may_end.wait(60) and encode(*a))
+        answer = hasty.post("/predict", json=body)
+        may_end.set()
+        assert answer.status_code == 429 and "not tokenised within" in answer.json()["error"]
+        assert lane.waiting == 0
 
 
 def test_punctuation_counts_for_no_words():

@@ -156,6 +156,22 @@ def test_a_request_is_asked_again_whole(how):
     assert start["status"] == 503 and b"Unhealthy" in body["body"]
 
 
+def test_a_client_that_has_left_is_not_asked_for_again():
+    calls, sent = [], []
+
+    async def silent(scope, receive, send):
+        calls.append(await receive())
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(ask_again.AskAgain(silent)({"type": "http"}, receive, send))
+    assert len(calls) == 1 and not sent
+
+
 def test_a_body_too_large_to_keep_is_asked_once(monkeypatch):
     monkeypatch.setattr(ask_again, "MAX_KEPT", 3)
     assert asked(Failing(0, "raises"))[0]["status"] == 200

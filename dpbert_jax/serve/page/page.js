@@ -150,6 +150,7 @@ function line(name, values, top) {
 async function live() {
   try {
     const now = await call("status");
+    if (!byId("live").hidden) tell("");
     const ms = (value) => (value === null ? "-" : `${value.toFixed(1)} ms`);
     byId("live-budget").textContent = `${Math.round(100 * now.budget)} %`;
     byId("live-queue").textContent = now.queue;
