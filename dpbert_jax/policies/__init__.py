@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.policies.dact import Dact
 from dpbert_jax.policies.early_exit import deebert, pabee
 from dpbert_jax.policies.protocol import Planned, Policy
 
@@ -11,4 +12,5 @@ POLICIES: dict[str, Callable[[DPBertConfig], Policy]] = {
     "planned": Planned,
     "deebert": deebert,
     "pabee": pabee,
+    "dact": Dact,
 }

@@ -1,4 +1,4 @@
-"""Trains the baselines of a finished run: static models, DeeBERT and PABEE.
+"""Trains the baselines of a finished run: static models, DeeBERT, PABEE and DACT-BERT.
 
 They start from the run's dense model and are kept in its folder `baselines/`, where
 `dpbert sweep` finds them.
@@ -12,12 +12,13 @@ import numpy as np
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag, list_flag, parse
 from dpbert_jax.study.controls import best_static_plan
+from dpbert_jax.study.dact import train_dact
 from dpbert_jax.study.early_exit import train_exits
 from dpbert_jax.study.fit import held_out_losses, open_run
 from dpbert_jax.study.static import train_static
 
 logger = logging.getLogger(__name__)
-METHODS = ("static", "deebert", "pabee")
+METHODS = ("static", "deebert", "pabee", "dact")
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,19 @@ class BaselineArguments:
     model_name_or_path: str = field(
         metadata={"help": "Folder of a run; may be given first, without flag."}
     )
-    methods: list[str] = list_flag(METHODS, "Of static, deebert, pabee.")
+    methods: list[str] = list_flag(METHODS[:3], "Of static, deebert, pabee, dact.")
     layers: list[int] | None = flag(
         None, "Layers of the static models, each a number. Default: half and two thirds."
     )
 
+    tau: list[float] = list_flag(
+        [0.05, 0.01, 0.005, 0.001],
+        "Of dact: what a layer costs in its loss, a model for each; larger: fewer layers.",
+    )
+
     def __post_init__(self) -> None:
+        if not self.tau or min(self.tau) < 0:
+            raise UserError("--tau: give one or more weights, none below 0.")
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown:
             raise UserError(f"--methods {' '.join(unknown)}: must be of {list(METHODS)}.")
@@ -64,6 +72,9 @@ def train_baselines(args: BaselineArguments) -> None:
     for method in ("deebert", "pabee"):
         if method in methods:
             logger.info("%s", train_exits(run, method))
+    if "dact" in methods:
+        for tau in args.tau:
+            logger.info("%s", train_dact(run, tau))
 
 
 def main() -> None:

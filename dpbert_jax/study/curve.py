@@ -27,6 +27,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "bank": {"color": "black", "marker": ".", "linestyle": ":"},
     "deebert": {"color": "tab:purple", "marker": "P", "linestyle": "--"},
     "pabee": {"color": "tab:brown", "marker": "*", "linestyle": "--"},
+    "dact": {"color": "tab:pink", "marker": "h", "linestyle": "--"},
 }
 LABELS = {
     "threshold": "learned, threshold",
@@ -39,6 +40,7 @@ LABELS = {
     "bank": "bank of static models",
     "deebert": "DeeBERT",
     "pabee": "PABEE",
+    "dact": "DACT-BERT",
 }
 
 

@@ -28,8 +28,8 @@ from dpbert_jax.data import INPUTS, TokenizedSplit, batches
 from dpbert_jax.encoder.attention import RELATIVE, score_bias
 from dpbert_jax.encoder.embeddings import embed
 from dpbert_jax.encoder.head import classify
-from dpbert_jax.encoder.modules import Embeddings, Head, Layer, relative_attention
-from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
+from dpbert_jax.encoder.modules import Embeddings, Head, Layer, affine, relative_attention
+from dpbert_jax.encoder.operations import DropoutKeys, Params, dense, fold_rows
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.hub.folders import WEIGHTS, put_weights
 from dpbert_jax.integrity import verify
@@ -43,10 +43,14 @@ Method = Literal["deebert", "pabee"]
 
 
 class EarlyExitBert(nn.Module):
-    """BERT with a pooler and classifier behind every layer; the last is the model's own."""
+    """BERT with a pooler and classifier behind every layer; the last is the model's own.
+
+    With `halts` there is a halting unit beside each, whose word is a column more.
+    """
 
     config: EncoderConfig
     dtype: DTypeLike = jnp.float32
+    halts: bool = False
 
     @nn.compact
     def __call__(
@@ -56,7 +60,7 @@ class EarlyExitBert(nn.Module):
         token_type_ids: Int[Array, "B S"],
         dropout_keys: DropoutKeys = None,
         freeze_backbone: bool = False,
-    ) -> Float[Array, "B L C"]:
+    ) -> Float[Array, "B L C1"]:
         config = self.config
         keys = [fold_rows(dropout_keys, i) for i in range(2 * config.num_hidden_layers + 1)]
         inner = [None] * len(keys) if freeze_backbone else keys  # a frozen model has no dropout
@@ -72,7 +76,12 @@ class EarlyExitBert(nn.Module):
             read = jax.lax.stop_gradient(states) if freeze_backbone else states
             exit_keys = keys[1 + config.num_hidden_layers + i]
             head = Head(config, name=f"exit_{i}")()
-            logits.append(classify(config, head, read[:, 0], self.dtype, exit_keys)[1])
+            said = classify(config, head, read[:, 0], self.dtype, exit_keys)[1]
+            if self.halts:
+                unit = affine(config.hidden_size, 1, config.initializer_range, f"halt_{i}")()
+                halting = dense(unit, read[:, 0], self.dtype).astype(jnp.float32)
+                said = jnp.concatenate([said, halting], axis=1)
+            logits.append(said)
         return jnp.stack(logits, axis=1)
 
 
@@ -128,7 +137,11 @@ def train_exits(run: Run, method: Method) -> Path:
         last = f"exit_{config.encoder.num_hidden_layers - 1}"
         exits = {k: v for k, v in params.items() if k.startswith("exit_") and k != last}
         params = {**initial_params(config, run.teacher.params), **exits}
-    folder = run.folder / BASELINES / method
+    return save_exits(run.folder / BASELINES / method, params)
+
+
+def save_exits(folder: Path, params: Params) -> Path:
+    """Leaves weights where `load_exits` finds them."""
     folder.mkdir(parents=True, exist_ok=True)
     flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
     put_weights(folder, flat)
@@ -136,7 +149,7 @@ def train_exits(run: Run, method: Method) -> Path:
 
 
 def load_exits(folder: Path) -> Params:
-    """What `train_exits` left in its folder; other bytes than those are refused."""
+    """What `save_exits` left in a folder; other bytes than those are refused."""
     verify(folder)
     flat = load_file(str(folder / WEIGHTS))
     return unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})

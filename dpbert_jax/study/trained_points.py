@@ -21,7 +21,6 @@ from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.controls import exact_mix
 from dpbert_jax.study.early_exit import entropy_exits, exit_logits, load_exits, patience_exits
 from dpbert_jax.study.scorer import Scorer, Variant, run_split
-from dpbert_jax.study.static import static_folders
 from dpbert_jax.study.sweep_arguments import TRAINED, SweepArguments
 
 logger = logging.getLogger(__name__)
@@ -32,13 +31,13 @@ BISECTIONS = 40
 def trained_controls(
     args: SweepArguments, scorer: Scorer, planned: dict[float, Predictions]
 ) -> list[Variant]:
-    """Static models, each at its own cost; early exits at the planned points' mean cost."""
+    """Static models and DACT-BERTs, each at its own cost; early exits at the planned points'."""
     run, points = scorer.run, []
     folder = run.folder / BASELINES
     for control in TRAINED:
         if not args.wanted(control):
             continue
-        found = static_folders(run.folder) if control == "static" else sorted(folder.glob(control))
+        found = sorted(folder.glob(f"{control}*"))
         if not found:
             if args.controls != ["all"]:
                 raise UserError(
@@ -49,6 +48,8 @@ def trained_controls(
         for path in found:
             if control == "static":
                 points.append(_static_point(scorer, path))
+            elif control == "dact":
+                points.append(_dact_point(scorer, path))
             else:
                 points += _exit_points(scorer, control, path, planned)
     return points
@@ -68,6 +69,16 @@ def _static_point(scorer: Scorer, folder: Path) -> Variant:
     model, made = run_static(scorer, folder)
     point = scorer.point("static", None, [made])
     return Variant(point, model.executor, resolve_rule(model.config, 1.0))
+
+
+def _dact_point(scorer: Scorer, folder: Path) -> Variant:
+    config, rule = scorer.run.teacher.config, Rule(1.0, 0.0, 0)
+    policy, params = POLICIES["dact"](config), load_exits(folder)
+    executor = partial(make_executor, config=config, params=params, policy=policy)
+    made = run_split(scorer.run, scorer.split, executor("packed"), rule)
+    point = scorer.point("dact", None, [made])
+    tau = float(folder.name.removeprefix("dact_"))
+    return Variant({**point, "tau": tau}, executor, rule)
 
 
 def _exit_points(

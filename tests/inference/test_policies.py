@@ -15,7 +15,12 @@ RULE = Rule(1.0, 0.5, 2)
 @pytest.mark.parametrize("name", POLICIES)
 def test_executors_agree_and_rows_are_independent(name, random_params, random_batch):
     exits = {f"exit_{i}": random_params(CONFIG, seed=i)["head"] for i in range(4)}
-    params, batch = {**random_params(CONFIG), **exits}, random_batch(6)
+    random = np.random.default_rng(0)
+    halts = {
+        f"halt_{i}": {"kernel": random.normal(size=(TINY.hidden_size, 1)), "bias": np.full(1, -2.0)}
+        for i in range(4)
+    }
+    params, batch = {**random_params(CONFIG), **exits, **halts}, random_batch(6)
     policy = POLICIES[name](CONFIG)
     wanted = make_executor("masked", CONFIG, params, policy=policy)(batch, RULE)
     for executor in ("cond", "chunked", "packed"):

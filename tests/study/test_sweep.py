@@ -19,7 +19,8 @@ from dpbert_jax.study.sweep_arguments import SweepArguments
 def run_with_baselines(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept") / "run"
     shutil.copytree(tiny_run, folder)
-    train_baselines(BaselineArguments(str(folder), layers=[2]))
+    methods = ["static", "deebert", "pabee", "dact"]
+    train_baselines(BaselineArguments(str(folder), methods, layers=[2], tau=[0.0, 9.0]))
     return folder
 
 
@@ -53,6 +54,7 @@ def test_every_variant_has_its_points(swept):
     for variant in ("random", "shuffled", "mix", "length"):
         assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85]
     assert [point["mean_layers"] for point in of(report, "static")] == [2.0]
+    assert [point["tau"] for point in of(report, "dact")] == [0.0, 9.0]
     assert [point["budget"] for point in of(report, "bank")] == [
         0.7,
         0.85,
