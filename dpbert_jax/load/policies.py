@@ -45,7 +45,8 @@ class PoliciesArguments:
         [0.1, 0.3, 0.5, 0.7, 0.9, 0.95], "Arrivals, as shares of what full batches serve."
     )
     batch_cost: float = flag(
-        1.0, "Weight of what a batch costs; of a model's that is its seconds. 0: latency only."
+        1.0,
+        "What a batch costs, times this, is added to latency; a model's batch costs its seconds.",
     )
     arrivals: int = flag(40_000, "Requests of each simulated stream.")
     seeds: int = flag(4, "Streams at each load.")
@@ -105,8 +106,7 @@ def _service(args: PoliciesArguments) -> Service:
     backend.check_budget(budget)
     backend.warm_up()
     times = measured(backend, args.max_batch_size, budget, args.measure)
-    service = times.service(args.length, (budget,))
-    return service._replace(cost=args.batch_cost * service.seconds)
+    return times.service(args.length, (budget,), args.batch_cost)
 
 
 class _Judged(NamedTuple):
@@ -121,7 +121,7 @@ class _Judged(NamedTuple):
 def _at_load(service: Service, load: float, number: int, seeds: int) -> _Judged:
     logger.info("Load %g.", load)
     rate = load * service.largest / float(service.seconds[-1, 0])
-    solved = solve(service, rate)
+    solved = solve(service, rate, splits=False)  # as the server does
     own = Table((rate,), solved.rows[None], solved.levels[None])
     streams = [poisson_arrivals(rate, number, seed) for seed in range(seeds)]
 

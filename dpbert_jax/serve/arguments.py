@@ -1,5 +1,6 @@
 """The flags of `dpbert serve`."""
 
+import math
 from dataclasses import dataclass, field
 
 from dpbert_jax.errors import UserError
@@ -32,6 +33,11 @@ class ServeArguments:
         "greedy",
         "When a batch starts. greedy: at once. smdp: solved for latencies measured on this "
         "machine. fixed: at --batch_size texts, or after --batch_timeout_ms.",
+    )
+    batch_cost: float = flag(
+        0.0,
+        "Of --policy smdp: seconds of mean latency that an idle machine is worth, against a busy "
+        "one. With it requests wait for each other where that saves work.",
     )
     batch_size: int = flag(8, "Of --policy fixed.")
     batch_timeout_ms: float = flag(5.0, "Of --policy fixed.")
@@ -71,6 +77,10 @@ class ServeArguments:
         ):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} is {getattr(self, name)}, but must be above 0.")
+        if not 0 <= self.batch_cost < math.inf:
+            raise UserError(f"--batch_cost is {self.batch_cost}, but must not be below 0.")
+        if self.batch_cost and self.policy != "smdp":
+            raise UserError("--batch_cost is what --policy smdp weighs: name that policy.")
         if not self.max_padding >= 1:
             raise UserError(f"--max_padding is {self.max_padding}, but must be at least 1.")
         if self.budget is not None and len(self.budget) != 1:

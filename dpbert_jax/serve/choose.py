@@ -77,12 +77,19 @@ def choose_policy(args: ServeArguments, backend: Backend, budgets: tuple[float, 
         return Chosen(plain, None)
     found = measured(backend, args.max_batch_size, budgets[-1], args.measure)
     target = args.target_p95_ms / 1000
-    services = [found.service(length, budgets) for length in found.lengths]
+    services = [found.service(length, budgets, args.batch_cost) for length in found.lengths]
     policies: list[Policy] = []
     for service in services:
         if args.policy == "smdp" and len(budgets) == 1:
-            weights = {"deadline": HEADROOM * target, "late_weight": LATE_WEIGHT}
-            policies.append(solve_table(service, rates_of(service), **weights))
+            policies.append(
+                solve_table(
+                    service,
+                    rates_of(service),
+                    deadline=HEADROOM * target,
+                    late_weight=LATE_WEIGHT,
+                    splits=False,
+                )
+            )
             continue
         if args.policy == "smdp":
             plain = solve_for_target(service, budgets, rates_of(service), target)

@@ -14,7 +14,7 @@ from dpbert_jax.serve.policy import Decision, Policy, Queue, Table
 from dpbert_jax.serve.simulate import poisson_arrivals, simulate
 from dpbert_jax.serve.smdp import Service, Solved, solve
 
-HEADROOM = 0.8  # of the promised latency: what is planned for, since service times vary
+HEADROOM = 0.65  # of the promised latency: what is planned for, since service times vary
 PRICES = tuple(float(price) for price in np.geomspace(1e-3, 10.0, 9))
 ARRIVALS, SEED = 3000, 0  # that each price is tried on
 FULL_BATCHES = 6  # in the longest queue told from longer ones: there the budget is the lowest
@@ -86,6 +86,7 @@ def _at_price(service: Service, budgets: tuple[float, ...], rate: float, target:
             deadline=HEADROOM * target,
             late_weight=LATE_WEIGHT,
             states=FULL_BATCHES * service.largest,
+            splits=False,
         )
 
     best, low, high = solved(PRICES[0]), 1, len(PRICES)

@@ -36,10 +36,10 @@ class Measured(NamedTuple):
     costs: list[list[list[float]]]  # that were realised, [lengths, rows, 2]: low and high
     seconds: list[list[list[float]]]  # medians, in the same places
 
-    def service(self, length: int, budgets: Sequence[float]) -> Service:
+    def service(self, length: int, budgets: Sequence[float], batch_cost: float = 0.0) -> Service:
         """Batches of texts of so many tokens at each budget, of 1 to the most rows measured.
 
-        A batch has no cost beside its time: the same machine is paid for anyway.
+        A batch costs `batch_cost` times its seconds: they stand for its energy.
         """
         at = min(int(np.searchsorted(self.lengths, length)), len(self.lengths) - 1)
         by_budget = [
@@ -49,7 +49,7 @@ class Measured(NamedTuple):
         columns = [np.interp(number, self.rows, column) for column in np.transpose(by_budget)]
         # A larger batch never takes less: what says so is noise, and would make policies odd.
         seconds = np.maximum.accumulate(np.stack(columns, axis=1), axis=0)
-        return Service(seconds, np.zeros_like(seconds))
+        return Service(seconds, batch_cost * seconds)
 
     def _at_cost(self, length: int, row: int, budget: float) -> float:
         (low, high), (fast, slow) = self.costs[length][row], self.seconds[length][row]

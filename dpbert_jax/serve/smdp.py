@@ -21,7 +21,6 @@ from dpbert_jax.serve.policy import Table
 ROUNDS = 100  # of policy iteration, which ends after a handful
 FULL_BATCHES = 12  # in the longest queue that is told from longer ones
 TAIL_COST = 10.0  # of each second in the tail, times what its last known state costs
-MARGIN = 0.02  # of its cost that the solved policy has to save over greedy batches
 LEVEL = 1e-9  # so much less another action has to cost to be better
 
 
@@ -42,7 +41,6 @@ class Solved(NamedTuple):
     rows: Int[np.ndarray, " S"]  # 0: wait; state 0 always waits
     levels: Int[np.ndarray, " S"]
     gain: float  # mean cost a second
-    greedy_gain: float  # of greedy batches at the last level
 
 
 def solve(
@@ -53,6 +51,7 @@ def solve(
     deadline: float | None = None,
     late_weight: float = 0.0,
     states: int | None = None,
+    splits: bool = True,
 ) -> Solved:
     """The policy of least mean cost a second at `rate` arrivals a second.
 
@@ -63,6 +62,8 @@ def solve(
 
     Args:
         states: numbers of waiting requests that are told apart. Default: twelve full batches.
+        splits: whether a batch may leave some behind that would fit in. Who goes first is then
+            answered sooner; but a real batch costs more than was measured, for the server too.
     """
     states = FULL_BATCHES * service.largest if states is None else states
     model = _Model(service, rate, states, latency_weight, (deadline, late_weight))
@@ -70,33 +71,22 @@ def solve(
     greedy = np.minimum(np.arange(states + 1), service.largest)
     rows, levels = greedy, np.where(greedy > 0, service.seconds.shape[1] - 1, 0)
     gain, bias = model.evaluate(rows, levels)
-    greedy_gain = gain
     for _ in range(ROUNDS):
-        better = model.improve(gain, bias, rows, levels)
+        better = model.improve(gain, bias, rows, levels, splits)
         if np.array_equal(better, (rows, levels)):
             break
         rows, levels = better
         gain, bias = model.evaluate(rows, levels)
     # The last state stands for all longer queues, and acts like the one before it.
-    return Solved(rows[:states], levels[:states], float(gain), float(greedy_gain))
+    return Solved(rows[:states], levels[:states], float(gain))
 
 
 def solve_table(service: Service, rates: list[float], **weights: Any) -> Table:
-    """`solve` at each of some rates, ascending; greedy batches where there is little to save.
-
-    A real server's batches are not the ones that were measured, and what greedy batches lose by
-    that is less than what a policy loses that was solved for others.
-
-    Args:
-        service: of one budget.
-    """
-    rows = []
-    for rate in rates:
-        solved = solve(service, rate, **weights)
-        plain = np.minimum(np.arange(len(solved.rows)), service.largest)
-        worth = solved.gain < (1 - MARGIN) * solved.greedy_gain
-        rows.append(solved.rows if worth else plain)
-    return Table(tuple(rates), np.array(rows), np.zeros_like(rows))
+    """`solve` at each of some rates, ascending."""
+    solved = [solve(service, rate, **weights) for rate in rates]
+    return Table(
+        tuple(rates), np.array([s.rows for s in solved]), np.array([s.levels for s in solved])
+    )
 
 
 class _Model:
@@ -144,7 +134,7 @@ class _Model:
         return float(solved[size]), solved[:size]
 
     def improve(
-        self, gain: float, bias: np.ndarray, rows: np.ndarray, levels: np.ndarray
+        self, gain: float, bias: np.ndarray, rows: np.ndarray, levels: np.ndarray, splits: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """In each state the action of least cost from here on; the present one where level."""
         states, service = self._states, self._service
@@ -156,7 +146,8 @@ class _Model:
         worth[:, 0] = self._waiting - gain / self._rate + bias[1:]
         batch = worth[:, 1:].reshape(states, *service.seconds.shape)  # a view
         for number in range(1, service.largest + 1):
-            batch[number:, number - 1] = left[: states - number, number - 1]
+            last = states if splits or number == service.largest else number + 1
+            batch[number:last, number - 1] = left[: last - number, number - 1]
         batch += self._serving - gain * service.seconds
         worth[0, 1:] = np.inf
         levels_of = service.seconds.shape[1]

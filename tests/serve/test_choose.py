@@ -75,6 +75,22 @@ def test_replicas_that_start_together_measure_once(quick, served_folder, monkeyp
     assert first == second and len(measuring) == 1
 
 
+def test_where_batches_cost_something_requests_wait_for_each_other(
+    quick, served_folder, monkeypatch
+):
+    """Two texts take hardly longer than one."""
+    times = measure.Measured([1, 2], [32], [[[1.0, 1.0]] * 2], [[[0.01, 0.01], [0.011, 0.011]]])
+    monkeypatch.setattr(choose, "measured", lambda *about: times)
+    backend = open_backend(str(served_folder), "auto", **SIZES)
+    for cost, rows in ((0.0, 1), (1.0, 0)):
+        args = ServeArguments(
+            str(served_folder), policy="smdp", batch_cost=cost, max_batch_size=2, max_padding=1.15
+        )
+        policy, _ = choose.choose_policy(args, backend, (1.0,))
+        assert policy.decide(Queue(1, 0.0, 90.0)).rows == rows
+        assert policy.decide(Queue(2, 0.0, 90.0)).rows == 2
+
+
 def test_a_policy_for_each_length_is_asked_by_the_mean_length():
     tables = [Table((1.0,), np.full((1, 9), rows), np.zeros((1, 9), int)) for rows in (1, 2)]
     policy = choose.ByLength((16, 32), tuple(tables))
@@ -88,6 +104,8 @@ def test_a_policy_for_each_length_is_asked_by_the_mean_length():
         ({"min_budget": 0.1}, "trained for budgets"),
         ({"budget": [0.5], "min_budget": 0.6}, "above the budget"),
         ({"budget": [2.0]}, r"must lie in \(0, 1\]"),
+        ({"batch_cost": -1.0, "policy": "smdp"}, "must not be below 0"),
+        ({"batch_cost": 1.0, "policy": "greedy"}, "name that policy"),
     ],
 )
 def test_budgets_that_cannot_be_had_are_refused(served_folder, flags, sentence):

@@ -5,7 +5,7 @@ import pytest
 
 from dpbert_jax.serve.policy import FixedSize, Greedy, Queue, Table
 from dpbert_jax.serve.simulate import bursty_arrivals, poisson_arrivals, simulate
-from dpbert_jax.serve.smdp import MARGIN, Service, solve, solve_table
+from dpbert_jax.serve.smdp import Service, solve, solve_table
 
 ROWS = np.arange(1, 9)[:, None]
 # Half the time is there for one request already; energy is a little cheaper by the batch.
@@ -44,6 +44,18 @@ def test_it_is_of_control_limit_form(load, weight):
     assert (rows <= np.arange(len(rows))).all()
 
 
+@pytest.mark.parametrize("load", [0.1, 0.5, 0.9, 1.2])
+@pytest.mark.parametrize("weight", [0.0, 1.0, 40.0])
+def test_without_splits_it_waits_for_so_many_and_then_serves_them_all(load, weight):
+    service = SERVICE._replace(cost=weight * SERVICE.cost)
+    whole, free = (solve(service, load * MOST, splits=splits) for splits in (False, True))
+    number = np.arange(len(whole.rows))
+    assert set(np.unique(whole.rows - np.minimum(number, 8) * (whole.rows > 0))) == {0}
+    assert (np.diff(whole.rows > 0) >= 0).all()
+    assert free.gain <= whole.gain + 1e-9
+    assert weight or (whole.rows == np.minimum(number, 8)).all()
+
+
 @pytest.mark.parametrize("load", [0.1, 0.5, 0.9])
 def test_neither_greedy_nor_fixed_batches_cost_less(load):
     rate = load * MOST
@@ -77,21 +89,6 @@ def test_budgets_fall_with_the_queue_where_the_larger_one_is_worth_something():
     solved = solve(Service(seconds, price), 2.0)
     levels = solved.levels[solved.rows > 0]
     assert levels[0] == 0 and levels[-1] == 1 and (np.diff(levels) >= 0).all()
-
-
-def test_greedy_batches_stay_where_there_is_little_to_save():
-    free, dear = SERVICE._replace(cost=0 * SERVICE.cost), SERVICE._replace(cost=40 * SERVICE.cost)
-    for rate in (0.3, 1.5, 3.0):
-        greedy = np.minimum(np.arange(96), 8)
-        assert solve_table(free, [rate]).rows[0].tolist() == greedy.tolist()
-        solved = solve(dear, rate)
-        own = solve_table(dear, [rate]).rows[0].tolist()
-        saved = solved.gain < (1 - MARGIN) * solved.greedy_gain
-        assert own == (solved.rows if saved else greedy).tolist()
-        made = simulate(Greedy(8), poisson_arrivals(rate, 40_000, 1), dear, rate)
-        found = (made.latency.sum() / rate + made.batch_cost) / made.seconds
-        assert found == pytest.approx(solved.greedy_gain, rel=0.04)
-    assert solve_table(dear, [0.3]).rows[0].tolist() != greedy.tolist()
 
 
 def test_a_table_of_rates_looks_up_the_next_rate_above():
