@@ -60,7 +60,9 @@ class LoadTestArguments:
         None, "Search for the highest rate held, from --rate up; streams of --seconds each."
     )
     rounds: int = flag(1, "Repeat all streams so often.")
-    hostile: float = flag(0.0, "Share of further requests that have to be refused.")
+    hostile: float = flag(
+        0.0, "Share of further requests that are to be refused, or hard to answer."
+    )
     api_key: str | None = flag(None, "Bearer token of the servers.")
     seed: int = flag(0, "Of arrivals and of the texts drawn.")
     json: str | None = flag(None, "Write the figures here, a list with an object for each stream.")

@@ -40,12 +40,12 @@ class _Tensor(BaseModel):
     datatype: str
     shape: list[Size]
     data: list[Any] | None = None
-    parameters: _OfTensor = _OfTensor()
+    parameters: _OfTensor | None = None
 
 
 class _Output(BaseModel):
     name: str
-    parameters: _OfTensor = _OfTensor()
+    parameters: _OfTensor | None = None
 
 
 class _OfRequest(BaseModel):
@@ -61,7 +61,7 @@ class InferBody(BaseModel):
     id: str | None = None
     inputs: list[_Tensor] = Field(min_length=1, max_length=2)
     outputs: list[_Output] | None = Field(None, max_length=len(OUTPUTS))
-    parameters: _OfRequest = _OfRequest()
+    parameters: _OfRequest | None = None
 
 
 class InferRequest(NamedTuple):
@@ -131,12 +131,15 @@ def read_infer(body: bytes, json_length: str | None) -> InferRequest:
         if len(columns["text_pair"]) != len(texts):
             raise Invalid(f"There are {len(texts)} texts and {len(columns['text_pair'])} others.")
         texts = list(zip(columns["text"], columns["text_pair"], strict=True))
-    return InferRequest(request.id, texts, request.parameters.budget, _wanted(request))
+    about = request.parameters or _OfRequest()
+    return InferRequest(
+        request.id, texts, about.budget, _wanted(request.outputs, about.binary_data_output)
+    )
 
 
 def _column(tensor: _Tensor, tail: bytes) -> tuple[list[str], bytes]:
     """A tensor's texts, and the bytes behind it."""
-    name, size = tensor.name, tensor.parameters.binary_data_size
+    name, size = tensor.name, (tensor.parameters or _OfTensor()).binary_data_size
     if tensor.datatype != "BYTES":
         raise Invalid(f"Input '{name}' is {tensor.datatype}, but must be BYTES.")
     if (size is None) == (tensor.data is None):
@@ -159,15 +162,14 @@ def _column(tensor: _Tensor, tail: bytes) -> tuple[list[str], bytes]:
     return found, tail
 
 
-def _wanted(request: InferBody) -> dict[str, bool]:
-    binary = request.parameters.binary_data_output
-    if not request.outputs:
+def _wanted(outputs: list[_Output] | None, binary: bool) -> dict[str, bool]:
+    if not outputs:
         return dict.fromkeys(OUTPUTS, binary)
     wanted: dict[str, bool] = {}
-    for output in request.outputs:
+    for output in outputs:
         if output.name not in OUTPUTS:
             raise Invalid(f"The model has no output '{output.name}', only {list(OUTPUTS)}.")
-        own = output.parameters.binary_data
+        own = (output.parameters or _OfTensor()).binary_data
         wanted[output.name] = binary if own is None else own
     return wanted
 

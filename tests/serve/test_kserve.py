@@ -90,3 +90,11 @@ def test_nested_data_and_two_columns_are_read():
     found = kserve.read_infer(json.dumps({"inputs": given, **wanted}).encode(), None)
     assert found.texts == [("a", "c"), ("b", "d")] and found.request_id == "7"
     assert found.outputs == {"cost": False} and found.budget is None
+
+
+def test_parameters_may_be_null():
+    given = {**infer(parameters=None), "parameters": None, "outputs": None}
+    found = kserve.read_infer(json.dumps(given).encode(), None)
+    assert found.texts == ["a film"] and found.outputs == dict.fromkeys(kserve.OUTPUTS, False)
+    given["outputs"] = [{"name": "cost", "parameters": None}]
+    assert kserve.read_infer(json.dumps(given).encode(), None).outputs == {"cost": False}
