@@ -53,7 +53,9 @@ class TrainingArguments:
         "minilm",
         "Pretrained BERT: a hub id, a folder, or `minilm`; may be given first, without flag.",
     )
-    task_name: str | None = flag(None, "A GLUE task, or `docstrings` (built in, offline).")
+    task_name: str | None = flag(
+        None, "A GLUE task, or `docstrings` or `documents` (built in, offline)."
+    )
     data_dir: str | None = flag(None, "Folder of a GLUE task's official TSV files.")
     per_device_train_batch_size: int = flag(32, "Rows of a batch.")
     max_seq_length: int = flag(128, "Longer inputs are cut to so many tokens.")

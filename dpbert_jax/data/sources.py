@@ -1,4 +1,4 @@
-"""Where a task's rows come from: own files, a GLUE folder, the hub, or the built-in dataset."""
+"""Where a task's rows come from: own files, a GLUE folder, the hub, or a built-in dataset."""
 
 import logging
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dpbert_jax.data import docstrings
+from dpbert_jax.data import docstrings, documents
 from dpbert_jax.data.classes import Classes, aligned, with_positive_class
 from dpbert_jax.data.columns import Columns
 from dpbert_jax.data.custom import LabelUse, load_files
@@ -18,7 +18,11 @@ from dpbert_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 HUB_NAME = "nyu-mll/glue"
-TASK_NAMES = (*GLUE_TASKS, docstrings.TASK_NAME)
+BUILT_IN = {
+    docstrings.TASK_NAME: docstrings.load_docstrings,
+    documents.TASK_NAME: documents.load_documents,
+}
+TASK_NAMES = (*GLUE_TASKS, *BUILT_IN)
 
 
 def load_task(
@@ -40,7 +44,7 @@ def load_task(
 
     - `train_file` and `validation_file`, maybe `test_file`: own files (`custom.load_files`).
       Without `train_file`, to evaluate a trained model, `model` says which classes it knows.
-    - `task_name="docstrings"`: the built-in dataset.
+    - `task_name="docstrings"` or `"documents"`: a built-in dataset.
     - `data_dir`: GLUE's published files, either the folder of the task or the one above it.
       `task_name` may be left out where the folder's name tells it.
     - `task_name` alone: GLUE from the Hugging Face hub.
@@ -97,10 +101,10 @@ def _flags_of_own_files(
 
 def _load_named(task_name: str | None, data_dir: str | None, on_bad_row: str) -> TaskData:
     task = None if task_name is None else _known_task(task_name)
-    if task == docstrings.TASK_NAME:
+    if task in BUILT_IN:
         if data_dir:
             raise UserError(f"--data_dir {data_dir} has no part in the built-in task '{task}'.")
-        return docstrings.load_docstrings()
+        return BUILT_IN[task]()
     if data_dir:
         return load_glue_folder(*_task_folder(Path(data_dir), task), on_bad_row)
     if task is None:

@@ -19,7 +19,7 @@ REGRESSION_METRICS = ("pearson", "spearmanr")
 class TaskSpec:
     """The description of a task, without any of its rows."""
 
-    name: str  # a GLUE name, "docstrings", or "custom" for a user's own files
+    name: str  # a GLUE name, a built-in one, or "custom" for a user's own files
     text_columns: tuple[str, ...]  # one or two
     labels: tuple[str, ...] | None  # class names in id order; None: regression
     metrics: tuple[str, ...]  # names of `evaluation.metrics`

@@ -48,7 +48,7 @@ class TrainArguments:
         "classes.",
     )
     task_name: str | None = flag(
-        None, "A GLUE task (cola, mnli, ...) or `docstrings` (built in, offline)."
+        None, "A GLUE task (cola, mnli, ...) or `docstrings` or `documents` (built in, offline)."
     )
     data_dir: str | None = flag(None, "Folder of a GLUE task's official TSV files.")
     train_file: str | None = flag(None, "Your own csv, tsv, json, jsonl or parquet file.")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from dpbert_jax.data import docstrings
+from dpbert_jax.data import docstrings, package_text
 from dpbert_jax.data.docstrings import load_docstrings, prose_sentences, word_set
 from dpbert_jax.data.sources import load_task
 from dpbert_jax.data.tasks import TaskData
@@ -54,7 +54,7 @@ def test_no_near_duplicates_within_or_across_splits_and_classes(task: TaskData):
     sizes = np.diff(starts)
     union = sizes[shared.row] + sizes[shared.col] - shared.data
     assert len(words) == len(set(words))
-    assert (shared.data >= docstrings.NEAR_DUPLICATE * union).sum() == len(words), "with itself"
+    assert (shared.data >= package_text.NEAR_DUPLICATE * union).sum() == len(words), "with itself"
 
 
 def test_near_duplicates_leave_the_first():
@@ -64,12 +64,12 @@ def test_near_duplicates_leave_the_first():
         "Draw a line between two points of the figure.",
     ]
     candidates = [
-        docstrings._Candidate(str(rank), 0, sentence, word_set(sentence))
+        package_text.Candidate(str(rank), 0, sentence, word_set(sentence))
         for rank, sentence in enumerate(sentences)
     ]
-    kept = [c.sentence for c in docstrings._without_near_duplicates(candidates)]
+    kept = [c.text for c in package_text.without_near_duplicates(candidates)]
     assert kept == [sentences[0], sentences[2]]
-    assert not any(docstrings._is_near(word_set(a), word_set(b)) for a, b in combinations(kept, 2))
+    assert not any(package_text.is_near(word_set(a), word_set(b)) for a, b in combinations(kept, 2))
 
 
 DOCSTRING = """Compute the mean of the values along one axis.
