@@ -6,6 +6,7 @@ from dpbert_jax.config import DPBertConfig
 from dpbert_jax.policies.dact import Dact
 from dpbert_jax.policies.early_exit import deebert, pabee
 from dpbert_jax.policies.protocol import Planned, Policy
+from dpbert_jax.policies.smartbert import SmartBert
 
 # By name, of a model's config. A model's own is the first.
 POLICIES: dict[str, Callable[[DPBertConfig], Policy]] = {
@@ -13,4 +14,5 @@ POLICIES: dict[str, Callable[[DPBertConfig], Policy]] = {
     "deebert": deebert,
     "pabee": pabee,
     "dact": Dact,
+    "smartbert": SmartBert,
 }

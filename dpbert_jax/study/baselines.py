@@ -1,4 +1,4 @@
-"""Trains the baselines of a finished run: static models, DeeBERT, PABEE and DACT-BERT.
+"""Trains the baselines of a finished run: static models, DeeBERT, PABEE, DACT-BERT, SmartBERT.
 
 They start from the run's dense model and are kept in its folder `baselines/`, where
 `dpbert sweep` finds them.
@@ -15,10 +15,11 @@ from dpbert_jax.study.controls import best_static_plan
 from dpbert_jax.study.dact import train_dact
 from dpbert_jax.study.early_exit import train_exits
 from dpbert_jax.study.fit import held_out_losses, open_run
+from dpbert_jax.study.smartbert import train_smartbert
 from dpbert_jax.study.static import train_static
 
 logger = logging.getLogger(__name__)
-METHODS = ("static", "deebert", "pabee", "dact")
+METHODS = ("static", "deebert", "pabee", "dact", "smartbert")
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,24 @@ class BaselineArguments:
     model_name_or_path: str = field(
         metadata={"help": "Folder of a run; may be given first, without flag."}
     )
-    methods: list[str] = list_flag(METHODS[:3], "Of static, deebert, pabee, dact.")
+    methods: list[str] = list_flag(METHODS[:3], "Of static, deebert, pabee, dact, smartbert.")
     layers: list[int] | None = flag(
         None, "Layers of the static models, each a number. Default: half and two thirds."
     )
-
     tau: list[float] = list_flag(
         [0.05, 0.01, 0.005, 0.001],
         "Of dact: what a layer costs in its loss, a model for each; larger: fewer layers.",
     )
+    penalty: list[float] = list_flag(
+        [0.01, 0.02, 0.05, 0.1],
+        "Of smartbert: what a layer's probability of running costs in its loss, a model for each.",
+    )
 
     def __post_init__(self) -> None:
-        if not self.tau or min(self.tau) < 0:
-            raise UserError("--tau: give one or more weights, none below 0.")
+        for name in ("tau", "penalty"):
+            weights = getattr(self, name)
+            if not weights or min(weights) < 0:
+                raise UserError(f"--{name}: give one or more weights, none below 0.")
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown:
             raise UserError(f"--methods {' '.join(unknown)}: must be of {list(METHODS)}.")
@@ -75,6 +81,9 @@ def train_baselines(args: BaselineArguments) -> None:
     if "dact" in methods:
         for tau in args.tau:
             logger.info("%s", train_dact(run, tau))
+    if "smartbert" in methods:
+        for penalty in args.penalty:
+            logger.info("%s", train_smartbert(run, penalty))
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "deebert": {"color": "tab:purple", "marker": "P", "linestyle": "--"},
     "pabee": {"color": "tab:brown", "marker": "*", "linestyle": "--"},
     "dact": {"color": "tab:pink", "marker": "h", "linestyle": "--"},
+    "smartbert": {"color": "tab:gray", "marker": "X", "linestyle": "--"},
 }
 LABELS = {
     "threshold": "learned, threshold",
@@ -41,6 +42,7 @@ LABELS = {
     "deebert": "DeeBERT",
     "pabee": "PABEE",
     "dact": "DACT-BERT",
+    "smartbert": "SmartBERT's gates",
 }
 
 

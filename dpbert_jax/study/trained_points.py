@@ -1,4 +1,4 @@
-"""The points of what `dpbert baselines` trained: static models and early exits."""
+"""The points of what `dpbert baselines` trained: static models and other policies."""
 
 import dataclasses
 import logging
@@ -26,12 +26,13 @@ from dpbert_jax.study.sweep_arguments import TRAINED, SweepArguments
 logger = logging.getLogger(__name__)
 
 BISECTIONS = 40
+OWN_COST = {"dact": "tau", "smartbert": "penalty"}  # what of training settled it
 
 
 def trained_controls(
     args: SweepArguments, scorer: Scorer, planned: dict[float, Predictions]
 ) -> list[Variant]:
-    """Static models and DACT-BERTs, each at its own cost; early exits at the planned points'."""
+    """Those without a knob, each at its own cost; early exits at the planned points'."""
     run, points = scorer.run, []
     folder = run.folder / BASELINES
     for control in TRAINED:
@@ -48,8 +49,8 @@ def trained_controls(
         for path in found:
             if control == "static":
                 points.append(_static_point(scorer, path))
-            elif control == "dact":
-                points.append(_dact_point(scorer, path))
+            elif control in OWN_COST:
+                points.append(_own_point(scorer, control, path))
             else:
                 points += _exit_points(scorer, control, path, planned)
     return points
@@ -71,14 +72,15 @@ def _static_point(scorer: Scorer, folder: Path) -> Variant:
     return Variant(point, model.executor, resolve_rule(model.config, 1.0))
 
 
-def _dact_point(scorer: Scorer, folder: Path) -> Variant:
+def _own_point(scorer: Scorer, method: str, folder: Path) -> Variant:
+    """At what its training has made it spend."""
     config, rule = scorer.run.teacher.config, Rule(1.0, 0.0, 0)
-    policy, params = POLICIES["dact"](config), load_exits(folder)
+    policy, params = POLICIES[method](config), load_exits(folder)
     executor = partial(make_executor, config=config, params=params, policy=policy)
     made = run_split(scorer.run, scorer.split, executor("packed"), rule)
-    point = scorer.point("dact", None, [made])
-    tau = float(folder.name.removeprefix("dact_"))
-    return Variant({**point, "tau": tau}, executor, rule)
+    point = scorer.point(method, None, [made])
+    trained_at = float(folder.name.removeprefix(f"{method}_"))
+    return Variant({**point, OWN_COST[method]: trained_at}, executor, rule)
 
 
 def _exit_points(

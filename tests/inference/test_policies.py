@@ -1,5 +1,6 @@
 """Every policy, by every executor: the same answers as `masked`, and rows of their own."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -7,6 +8,7 @@ from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
 from dpbert_jax.inference import make_executor
 from dpbert_jax.policies import POLICIES
 from dpbert_jax.policies.rule import Rule
+from dpbert_jax.study.smartbert import initial_gates
 
 CONFIG = DPBertConfig(TINY, PlannerConfig())
 RULE = Rule(1.0, 0.5, 2)
@@ -20,7 +22,11 @@ def test_executors_agree_and_rows_are_independent(name, random_params, random_ba
         f"halt_{i}": {"kernel": random.normal(size=(TINY.hidden_size, 1)), "bias": np.full(1, -2.0)}
         for i in range(4)
     }
-    params, batch = {**random_params(CONFIG), **exits, **halts}, random_batch(6)
+    gates = initial_gates(CONFIG, seed=0)
+    for gate in gates.values():  # which tell inputs apart
+        gate["gate"] = jax.tree.map(lambda a: random.normal(size=a.shape), gate["gate"])
+    params = {**random_params(CONFIG), **exits, **halts, **gates}
+    batch = random_batch(6)
     policy = POLICIES[name](CONFIG)
     wanted = make_executor("masked", CONFIG, params, policy=policy)(batch, RULE)
     for executor in ("cond", "chunked", "packed"):

@@ -19,8 +19,10 @@ from dpbert_jax.study.sweep_arguments import SweepArguments
 def run_with_baselines(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept") / "run"
     shutil.copytree(tiny_run, folder)
-    methods = ["static", "deebert", "pabee", "dact"]
-    train_baselines(BaselineArguments(str(folder), methods, layers=[2], tau=[0.0, 9.0]))
+    methods = ["static", "deebert", "pabee", "dact", "smartbert"]
+    train_baselines(
+        BaselineArguments(str(folder), methods, layers=[2], tau=[0.0, 9.0], penalty=[0.5])
+    )
     return folder
 
 
@@ -55,6 +57,7 @@ def test_every_variant_has_its_points(swept):
         assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85]
     assert [point["mean_layers"] for point in of(report, "static")] == [2.0]
     assert [point["tau"] for point in of(report, "dact")] == [0.0, 9.0]
+    assert [point["penalty"] for point in of(report, "smartbert")] == [0.5]
     assert [point["budget"] for point in of(report, "bank")] == [
         0.7,
         0.85,
