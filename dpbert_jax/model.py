@@ -211,11 +211,11 @@ class Model:
         for execute, batch in self._batches(split, longest):
             output = execute(batch, rule)
             real = batch["indices"] >= 0
-            numbers, mask = batch["indices"][real], np.asarray(output.layer_mask)
+            numbers = batch["indices"][real]
             logits[numbers] = np.asarray(output.logits)[real]
-            layer_mask[numbers] = mask[real] > 0
-            lengths = batch["attention_mask"].sum(axis=1)
-            cost[numbers] = execute.policy.cost(mask, lengths)[real]
+            layer_mask[numbers] = np.asarray(output.layer_mask)[real] > 0
+            lengths = batch["attention_mask"].sum(axis=1)[real]
+            cost[numbers] = execute.cost(output, real, lengths)
         labels, scores, shares = decode_logits(encoder, logits)
         layers = [tuple(np.flatnonzero(row).tolist()) for row in layer_mask]
         columns = labels, scores, layers, shares, cost.tolist(), truncated.tolist()

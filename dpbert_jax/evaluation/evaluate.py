@@ -81,10 +81,9 @@ def predict(
         real = batch["weights"] > 0
         rows = batch["indices"][real]
         logits[rows] = np.asarray(output.logits)[real]
-        mask = np.asarray(output.layer_mask)[real]
-        plans[rows] = mask
+        plans[rows] = np.asarray(output.layer_mask)[real]
         # At the row's own length, so that it does not depend on the rows beside it.
-        cost[rows] = execute.policy.cost(mask, split.lengths[rows])
+        cost[rows] = execute.cost(output, real, split.lengths[rows])
         bar.update(len(rows))
     bar.close()
     logits, plans, cost = (hosts.all_rows(values, count) for values in (logits, plans, cost))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import INPUTS
@@ -53,6 +53,14 @@ class Executor:
     run: Run
     lower: Callable[..., Any] | None = None  # (batch, rule) -> lowered program; None: not one
     packs: bool = False  # whether it likes many rows at once, of any lengths and in any order
+
+    def cost(
+        self, output: DPBertOutput, rows: np.ndarray, lengths: Int[np.ndarray, " B"]
+    ) -> Float[np.ndarray, " B"]:
+        """What some rows of an output cost, a share of the dense FLOPs of rows of these lengths."""
+        tokens = output.tokens
+        mask = np.asarray(output.layer_mask)[rows]
+        return self.policy.cost(mask, lengths if tokens is None else np.asarray(tokens)[rows])
 
     def __call__(
         self,

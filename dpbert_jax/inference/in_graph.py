@@ -5,6 +5,7 @@ needs; `chunked` runs a layer on chunks of only those rows that need it.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,11 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig, EncoderConfig
-from dpbert_jax.encoder.attention import score_bias
+from dpbert_jax.encoder.attention import attention_bias, score_bias
 from dpbert_jax.encoder.embeddings import embed
 from dpbert_jax.encoder.inference_layer import LayerAdapters, LayerWeights, run_layer
 from dpbert_jax.inference.path import DPBertOutput, Weights, stem_of, walk
-from dpbert_jax.policies.protocol import Policy
+from dpbert_jax.policies.protocol import Policy, TokenPolicy
 from dpbert_jax.policies.rule import Rule
 
 Encode = Callable[..., Array]
@@ -106,6 +107,30 @@ def encode_chunked(
     return states
 
 
+def run_shortened(
+    encode: Encode,
+    states: Float[Array, "D B S"],
+    gates: Float[Array, "B P"],
+    attention_mask: Int[Array, "B S"],
+) -> Float[Array, "D B S"]:
+    """Layers on the tokens that are left, moved together: at the fewest eighths that hold them.
+
+    One `lax.switch` over eight lengths; all other tokens keep their state. `encode` is given
+    states, attention bias and gates.
+    """
+    rows, longest = attention_mask.shape
+    lengths = sorted({-(-longest * eighths // 8) for eighths in range(1, 9)})
+    order = jnp.argsort(attention_mask == 0, axis=1, stable=True)  # those left come first
+
+    def at(length: int, states: Array) -> Array:
+        place = (slice(None), jnp.arange(rows)[:, None], order[:, :length])
+        mask = jnp.take_along_axis(attention_mask, order[:, :length], axis=1)
+        return states.at[place].set(encode(states[place], attention_bias(mask), gates))
+
+    needed = jnp.searchsorted(jnp.array(lengths), attention_mask.sum(axis=1).max())
+    return jax.lax.switch(needed, [partial(at, length) for length in lengths], states)
+
+
 def forward(
     config: DPBertConfig,
     policy: Policy,
@@ -126,8 +151,10 @@ def forward(
     for layer in weights.layers[: stem_of(config, policy)]:
         states = run_layer(encoder, layer, states, bias)
 
-    def run(first: int, last: int, states: Array, gates: Array) -> Array:
+    def run(first: int, last: int, states: Array, gates: Array, mask: Array) -> Array:
         layers, slots = weights.layers[first:last], policy.slots
+        if isinstance(policy, TokenPolicy):
+            return run_shortened(partial(encode, encoder, layers), states, gates, mask)
         if slots is None:
             return encode(encoder, layers, states, bias, gates)
         own, none = slots(gates), len(weights.adapters[0].output_scale) - 1
@@ -139,7 +166,7 @@ def forward(
             states,
         )
 
-    states, layer_mask, carry = walk(
+    states, layer_mask, tokens, carry = walk(
         config,
         policy,
         weights.policy,
@@ -152,7 +179,7 @@ def forward(
     )
     first_token = states[:, :, 0].T
     logits, gate_logits = policy.finish(weights.policy, weights.head, first_token, dtype, carry)
-    return DPBertOutput(logits, layer_mask, gate_logits)
+    return DPBertOutput(logits, layer_mask, gate_logits, tokens)
 
 
 def default_chunk_size(platform: str, sequence_length: int) -> int:

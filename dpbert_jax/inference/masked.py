@@ -28,27 +28,28 @@ def forward_masked(
 ) -> DPBertOutput:
     """An input's path by the layer that is trained."""
     encoder = config.encoder
-    bias = score_bias(encoder, params.get(RELATIVE, {}), attention_mask)
     module: Any = Layer(encoder, dtype)
 
-    def layer(i: int, states: Array, *own: Any) -> Array:
+    def layer(i: int, states: Array, bias: Array, *own: Any) -> Array:
         return module.apply({"params": params[f"layer_{i}"]}, states, bias, None, *own)
 
-    def run(first: int, last: int, states: Array, gates: Array) -> Array:
+    def run(first: int, last: int, states: Array, gates: Array, mask: Array) -> Array:
+        bias = score_bias(encoder, params.get(RELATIVE, {}), mask)
         slots = policy.slots(gates) if policy.slots else None
         for i in range(first, last):
             gate = gates[:, i - first, None, None].astype(states.dtype)
             own = () if slots is None else (params["adapters"][f"layer_{i}"], slots)
-            states = gate * layer(i, states, *own) + (1 - gate) * states
+            states = gate * layer(i, states, bias, *own) + (1 - gate) * states
         return states
 
     states = embed(encoder, params["embeddings"], input_ids, token_type_ids, dtype)
+    bias = score_bias(encoder, params.get(RELATIVE, {}), attention_mask)
     for i in range(stem_of(config, policy)):
-        states = layer(i, states)
+        states = layer(i, states, bias)
     weights = policy.weights(params)
-    states, layer_mask, carry = walk(
+    states, layer_mask, tokens, carry = walk(
         config, policy, weights, states, lambda states: states, run, attention_mask, rule, forced
     )
     head = params.get("head", {})
     logits, gate_logits = policy.finish(weights, head, states[:, 0], dtype, carry)
-    return DPBertOutput(logits, layer_mask, gate_logits)
+    return DPBertOutput(logits, layer_mask, gate_logits, tokens)

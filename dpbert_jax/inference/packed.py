@@ -22,8 +22,8 @@ from dpbert_jax.encoder.embeddings import embed, positions_of
 from dpbert_jax.encoder.inference_layer import LayerAdapters, LayerWeights, run_layer
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.inference.path import DPBertOutput, Weights, segments, stem_of
-from dpbert_jax.inference.tiles import Tiles, make_tiles, split_tiles, tile_width
-from dpbert_jax.policies.protocol import Policy
+from dpbert_jax.inference.tiles import Tiles, make_tiles, narrower_widths, split_tiles, tile_width
+from dpbert_jax.policies.protocol import Policy, TokenPolicy
 from dpbert_jax.policies.rule import Rule
 
 # Tokens in the largest piece: more leave a CPU's caches, fewer leave an accelerator idle.
@@ -64,7 +64,8 @@ class Packed:
     """A function (batch, rule, forced) -> output.
 
     The first batch of a shape [B, S] fixes the width of its tiles, and compiles the layer for
-    every number of tiles that a later batch of that shape can need.
+    every number of tiles that a later batch of that shape can need. Where a policy drops tokens
+    there are narrower ones as well, for rows that have become short.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Packed:
     ) -> None:
         self._config, self._policy, self._weights = config, policy, weights
         self._piece_tokens = piece_tokens
-        self._widths: dict[tuple[int, int], int] = {}  # of tiles, by the batch's shape
+        self._widths: dict[tuple[int, int], list[int]] = {}  # of tiles, by the batch's shape
         encoder = config.encoder
 
         def embed_tiles(
@@ -102,6 +103,14 @@ class Packed:
         self._begin = jax.jit(policy.begin, static_argnums=0)
         self._look = jax.jit(look, static_argnums=0)
         self._finish = jax.jit(finish, static_argnums=0)
+        self._drops = isinstance(policy, TokenPolicy)
+        if isinstance(policy, TokenPolicy):
+
+            def select(number: int, weights: Params, states: Array, mask: Array) -> Array:
+                rows = states.reshape(*mask.shape, -1)
+                return policy.select(number, weights, rows, mask)
+
+            self._select = jax.jit(select, static_argnums=0)
 
     def __call__(
         self, batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray
@@ -110,28 +119,35 @@ class Packed:
         mask, weights = batch["attention_mask"], self._weights
         if mask.shape not in self._widths:
             self._compile_shape(mask)
-        tiles = TilesByRows(mask, self._widths[mask.shape])
-        every = tiles.of(np.arange(len(mask)))
+        widths, rows = self._widths[mask.shape], np.arange(len(mask))
+        tiles = TilesByRows(mask, widths[-1:])
+        every = tiles.of(rows)
         states = self._embedded(batch, every)
         stem = stem_of(self._config, self._policy)
         for layer in weights.layers[:stem]:
             states = self._run(layer, states, every)
         carry, plan = self._begin(len(mask)), [np.ones((len(mask), stem), np.float32)]
+        tokens = [np.repeat(mask.sum(axis=1)[:, None], stem, axis=1)]
         for look, first, _, columns in segments(self._config, self._policy):
             about = (mask, rule, forced[:, columns], carry)
             decided, carry = self._look(look, weights.policy, states, *about)
             gates = np.asarray(decided)  # here the host waits for the device
             plan.append(gates)
             slots = self._policy.slots(gates) if self._policy.slots else None
+            if self._drops:
+                mask = np.asarray(self._select(look, weights.policy, states, mask))
+                tiles = TilesByRows(mask, widths)
+                tokens.append(np.repeat(mask.sum(axis=1)[:, None], gates.shape[1], axis=1))
             for i, gate in enumerate(gates.T):
                 states = self._run_planned(first - stem + i, states, gate, slots, tiles)
         answer = self._finish(len(mask), weights.policy, weights.head, states, carry)
         logits, gate_logits = answer
-        return DPBertOutput(logits, jnp.asarray(np.concatenate(plan, axis=1)), gate_logits)
+        kept = jnp.asarray(np.concatenate(tokens, axis=1)) if self._drops else None
+        return DPBertOutput(logits, jnp.asarray(np.concatenate(plan, axis=1)), gate_logits, kept)
 
-    def _embedded(self, batch: Mapping[str, np.ndarray], tiles: Tiles) -> Array:
+    def _embedded(self, batch: Mapping[str, np.ndarray], every: list[Tiles]) -> Array:
         """Embeddings of the real tokens; what is padding stays zero."""
-        ids = batch["input_ids"]
+        ids, (tiles,) = batch["input_ids"], every
         at = np.minimum(tiles.tokens, ids.size - 1)  # an empty slot computes something: dropped
         places = np.broadcast_to(positions_of(self._config.encoder, ids), ids.shape)
         about = [array.ravel()[at] for array in (ids, batch["token_type_ids"], places)]
@@ -166,12 +182,13 @@ class Packed:
         self,
         layer: LayerWeights,
         states: Array,
-        tiles: Tiles,
+        by_width: list[Tiles],
         *of_depths: LayerAdapters | np.ndarray,
     ) -> Array:
-        for p in self._pieces(tiles):
-            tile = (tiles.tokens[p], tiles.rows[p])
-            states = self._layer(layer, states, *tile, self._weights.relative, *of_depths)
+        for tiles in by_width:
+            for p in self._pieces(tiles):
+                tile = (tiles.tokens[p], tiles.rows[p])
+                states = self._layer(layer, states, *tile, self._weights.relative, *of_depths)
         return states
 
     def _pieces(self, tiles: Tiles) -> Iterator[slice]:
@@ -185,30 +202,40 @@ class Packed:
 
     def _compile_shape(self, mask: np.ndarray) -> None:
         """Runs embeddings and layer for every size of a piece, on no token at all."""
-        width = tile_width(self._config.encoder, mask.sum(axis=1), mask.shape[1])
-        self._widths[mask.shape] = width
-        weights, states, size = self._weights, self._empty(mask.size), self._largest_piece(width)
-        while size:
-            nothing = np.full((size, width), mask.size, np.int32)
-            zeros = np.zeros_like(nothing)
-            states = self._embed(weights.embeddings, states, nothing, zeros, zeros, zeros)
-            about = (nothing, zeros - 1, weights.relative)
-            states = self._layer(weights.layers[0], states, *about)
-            if self._policy.slots:
-                own = (weights.adapters[0], np.zeros(1, np.int32))
-                states = self._layer(weights.layers[0], states, *about, *own)
-            size //= 2
+        widest = tile_width(self._config.encoder, mask.sum(axis=1), mask.shape[1])
+        widths = narrower_widths(mask.shape[1], widest) if self._drops else [widest]
+        self._widths[mask.shape] = widths
+        weights, states = self._weights, self._empty(mask.size)
+        for width in widths:
+            size = self._largest_piece(width)
+            while size:
+                nothing = np.full((size, width), mask.size, np.int32)
+                zeros = np.zeros_like(nothing)
+                if width == widest:
+                    states = self._embed(weights.embeddings, states, nothing, zeros, zeros, zeros)
+                about = (nothing, zeros - 1, weights.relative)
+                states = self._layer(weights.layers[0], states, *about)
+                if self._policy.slots:
+                    own = (weights.adapters[0], np.zeros(1, np.int32))
+                    states = self._layer(weights.layers[0], states, *about, *own)
+                size //= 2
 
 
 class TilesByRows:
-    """Tiles of a batch's rows, each set of rows packed once: many layers are run by the same."""
+    """Tiles of a batch's rows, each set of rows packed once: many layers are run by the same.
 
-    def __init__(self, attention_mask: np.ndarray, width: int) -> None:
-        self._mask, self._width = attention_mask, width
-        self._known: dict[bytes, Tiles] = {}
+    Rows are in tiles of the narrowest of the `widths`, ascending, that holds them.
+    """
 
-    def of(self, rows: np.ndarray) -> Tiles:
+    def __init__(self, attention_mask: np.ndarray, widths: list[int]) -> None:
+        self._mask, self._widths = attention_mask, widths
+        self._width_of = np.searchsorted(widths, (attention_mask > 0).sum(axis=1))
+        self._known: dict[bytes, list[Tiles]] = {}
+
+    def of(self, rows: np.ndarray) -> list[Tiles]:
         key = rows.tobytes()
         if key not in self._known:
-            self._known[key] = make_tiles(self._mask, rows, self._width)
+            by_width = [(w, rows[self._width_of[rows] == n]) for n, w in enumerate(self._widths)]
+            made = [make_tiles(self._mask, those, w) for w, those in by_width if len(those)]
+            self._known[key] = made
         return self._known[key]

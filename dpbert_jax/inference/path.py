@@ -17,16 +17,20 @@ from dpbert_jax.encoder.inference_layer import (
     prepare_layer,
 )
 from dpbert_jax.encoder.operations import Params
-from dpbert_jax.policies.protocol import Carry, Policy
+from dpbert_jax.policies.protocol import Carry, Policy, TokenPolicy
 from dpbert_jax.policies.rule import Rule
 
 
 class DPBertOutput(NamedTuple):
-    """logits [B, C] float32; layer_mask [B, L], 1 = run; gate_logits [B, P], P = L - stem."""
+    """logits [B, C] float32; layer_mask [B, L], 1 = run; gate_logits [B, P], P = L - stem.
+
+    tokens [B, L]: those that each layer has, of a policy that drops some (`TokenPolicy`).
+    """
 
     logits: Array
     layer_mask: Array
     gate_logits: Array
+    tokens: Array | None = None
 
 
 class Weights(NamedTuple):
@@ -89,22 +93,30 @@ def walk(
     weights: Params,
     states: Array,
     as_rows: Callable[[Array], Float[Array, "B S D"]],
-    run: Callable[[int, int, Array, Float[Array, "B N"]], Array],
+    run: Callable[[int, int, Array, Float[Array, "B N"], Int[Array, "B S"]], Array],
     attention_mask: Int[Array, "B S"],
     rule: Rule,
     forced: Float[Array, "B P"],
-) -> tuple[Array, Float[Array, "B L"], Carry]:
-    """From the stem's output to the last states, the plan, and what the policy took along.
+) -> tuple[Array, Float[Array, "B L"], Int[Array, "B L"] | None, Carry]:
+    """From the stem's output to the last states, plan, tokens, and what the policy took along.
 
-    `run(first, last, states, gates)` runs layers by their gates; `as_rows` shows a policy the
-    states.
+    `run(first, last, states, gates, attention_mask)` runs layers by their gates; `as_rows` shows a
+    policy the states.
     """
-    rows = attention_mask.shape[0]
-    carry, plan = policy.begin(rows), [jnp.ones((rows, stem_of(config, policy)))]
+    rows, stem = attention_mask.shape[0], stem_of(config, policy)
+    drops = isinstance(policy, TokenPolicy)
+    carry, plan = policy.begin(rows), [jnp.ones((rows, stem))]
+    tokens = [jnp.broadcast_to(attention_mask.sum(axis=1)[:, None], (rows, stem))] if drops else []
     for look, first, last, columns in segments(config, policy):
+        seen = as_rows(states)
         gates, carry = policy.look(
-            look, weights, as_rows(states), attention_mask, rule, forced[:, columns], carry
+            look, weights, seen, attention_mask, rule, forced[:, columns], carry
         )
-        states = run(first, last, states, gates)
+        if drops:
+            attention_mask = policy.select(look, weights, seen, attention_mask)
+            left = attention_mask.sum(axis=1)[:, None]
+            tokens.append(jnp.broadcast_to(left, gates.shape))
+        states = run(first, last, states, gates, attention_mask)
         plan.append(gates)
-    return states, jnp.concatenate(plan, axis=1), carry
+    kept = jnp.concatenate(tokens, axis=1) if drops else None
+    return states, jnp.concatenate(plan, axis=1), kept, carry

@@ -86,6 +86,16 @@ def tile_width(config: EncoderConfig, lengths: np.ndarray, sequence_length: int)
     return min([narrowest, *widths], key=cost)
 
 
+def narrower_widths(sequence_length: int, widest: int) -> list[int]:
+    """Widths of tiles for rows that have lost tokens: quarters of a row, and the widest.
+
+    A tile's scores are computed between all its slots: a short row is dear in a wide one.
+    """
+    quarters = (sequence_length * part / 4 for part in range(1, 4))
+    aligned = {-(-int(np.ceil(length)) // ALIGNMENT) * ALIGNMENT for length in quarters}
+    return [*sorted(width for width in aligned if width < widest), widest]
+
+
 def split_tiles(count: int, largest: int) -> list[int]:
     """Sizes of the pieces that `count` tiles are run in: full ones, then falling powers of two.
 

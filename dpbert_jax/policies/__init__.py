@@ -7,6 +7,7 @@ from dpbert_jax.policies.dact import Dact
 from dpbert_jax.policies.early_exit import deebert, pabee
 from dpbert_jax.policies.protocol import Planned, Policy
 from dpbert_jax.policies.smartbert import SmartBert
+from dpbert_jax.policies.tokens import trbert
 
 # By name, of a model's config. A model's own is the first.
 POLICIES: dict[str, Callable[[DPBertConfig], Policy]] = {
@@ -15,4 +16,5 @@ POLICIES: dict[str, Callable[[DPBertConfig], Policy]] = {
     "pabee": pabee,
     "dact": Dact,
     "smartbert": SmartBert,
+    "trbert": trbert,
 }

@@ -87,6 +87,24 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenPolicy(Policy, Protocol):
+    """A policy that drops tokens as well: what it drops is gone for all layers to come.
+
+    Its `cost` is given the tokens [B, L] that each layer has, in place of the lengths.
+    """
+
+    def select(
+        self,
+        number: int,
+        weights: Params,
+        states: Float[Array, "B S D"],
+        attention_mask: Int[Array, "B S"],
+    ) -> Int[Array, "B S"]:
+        """The attention mask from this look on; the first token always stays."""
+        ...
+
+
 class Planned:
     """The planner: looks once, after the stem, and decides on all layers behind it.
 

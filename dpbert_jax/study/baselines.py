@@ -1,4 +1,4 @@
-"""Trains the baselines of a finished run: static models, DeeBERT, PABEE, DACT-BERT, SmartBERT.
+"""Trains the baselines of a finished run: static models and other methods' on its backbone.
 
 They start from the run's dense model and are kept in its folder `baselines/`, where
 `dpbert sweep` finds them.
@@ -17,9 +17,10 @@ from dpbert_jax.study.early_exit import train_exits
 from dpbert_jax.study.fit import held_out_losses, open_run
 from dpbert_jax.study.smartbert import train_smartbert
 from dpbert_jax.study.static import train_static
+from dpbert_jax.study.trbert import ALONE, PLANNED, train_trbert
 
 logger = logging.getLogger(__name__)
-METHODS = ("static", "deebert", "pabee", "dact", "smartbert")
+METHODS = ("static", "deebert", "pabee", "dact", "smartbert", ALONE, PLANNED)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class BaselineArguments:
     model_name_or_path: str = field(
         metadata={"help": "Folder of a run; may be given first, without flag."}
     )
-    methods: list[str] = list_flag(METHODS[:3], "Of static, deebert, pabee, dact, smartbert.")
+    methods: list[str] = list_flag(
+        METHODS[:3],
+        "Of static, deebert, pabee, dact (DACT-BERT), smartbert (its gates), trbert (TR-BERT), "
+        "planned_trbert (with the run's planner).",
+    )
     layers: list[int] | None = flag(
         None, "Layers of the static models, each a number. Default: half and two thirds."
     )
@@ -39,9 +44,13 @@ class BaselineArguments:
         [0.01, 0.02, 0.05, 0.1],
         "Of smartbert: what a layer's probability of running costs in its loss, a model for each.",
     )
+    alpha: list[float] = list_flag(
+        [0.2, 0.5, 1.0],
+        "Of trbert and planned_trbert: what tokens cost in the reward, a model for each.",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("tau", "penalty"):
+        for name in ("tau", "penalty", "alpha"):
             weights = getattr(self, name)
             if not weights or min(weights) < 0:
                 raise UserError(f"--{name}: give one or more weights, none below 0.")
@@ -84,6 +93,9 @@ def train_baselines(args: BaselineArguments) -> None:
     if "smartbert" in methods:
         for penalty in args.penalty:
             logger.info("%s", train_smartbert(run, penalty))
+    for method in (ALONE, PLANNED):
+        for alpha in args.alpha if method in methods else ():
+            logger.info("%s", train_trbert(run, alpha, planned=method == PLANNED))
 
 
 def main() -> None:

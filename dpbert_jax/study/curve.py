@@ -29,6 +29,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "pabee": {"color": "tab:brown", "marker": "*", "linestyle": "--"},
     "dact": {"color": "tab:pink", "marker": "h", "linestyle": "--"},
     "smartbert": {"color": "tab:gray", "marker": "X", "linestyle": "--"},
+    "trbert": {"color": "goldenrod", "marker": "<", "linestyle": "--"},
+    "planned_trbert": {"color": "navy", "marker": ">", "linestyle": "-."},
 }
 LABELS = {
     "threshold": "learned, threshold",
@@ -43,6 +45,8 @@ LABELS = {
     "pabee": "PABEE",
     "dact": "DACT-BERT",
     "smartbert": "SmartBERT's gates",
+    "trbert": "TR-BERT",
+    "planned_trbert": "learned, and TR-BERT",
 }
 
 

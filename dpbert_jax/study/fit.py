@@ -5,6 +5,7 @@ the same rows in batches of the same size, with the same optimizer.
 """
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,12 +113,20 @@ def fit(
     config: DPBertConfig,
     params: Params,
     distilled: np.ndarray | None,
+    *,
+    share: float = 1.0,
+    frozen: Collection[str] = (),
 ) -> Params:
-    """Trains parameters by a loss on the run's rows; `distilled` are the teacher's logits."""
-    args, span = run.args, Span(name, 0, run.steps)
+    """Trains parameters by a loss on the run's rows; `distilled` are the teacher's logits.
+
+    Args:
+        share: of the run's steps.
+        frozen: parts of the model that are not trained.
+    """
+    args, span = run.args, Span(name, 0, max(round(share * run.steps), 1))
     optimizer = make_optimizer(
         params,
-        frozen=(),
+        frozen=frozen,
         num_steps=span.num_steps,
         # As the run's own backbone after the dense stage.
         learning_rate=args.student_learning_rate,

@@ -7,7 +7,8 @@ from dpbert_jax.flags import flag, list_flag
 from dpbert_jax.inference import PLAN_RULES
 
 UNTRAINED = ("random", "shuffled", "mix", "length")  # plans on the run's own weights
-TRAINED = ("static", "deebert", "pabee", "dact", "smartbert")  # models of `dpbert baselines`
+# models of `dpbert baselines`
+TRAINED = ("static", "deebert", "pabee", "dact", "smartbert", "trbert", "planned_trbert")
 BANK = "bank"  # of the static ones: a mix at the planned points' cost
 CONTROLS = (*UNTRAINED, *TRAINED, BANK)
 
@@ -27,8 +28,8 @@ class SweepArguments:
     controls: list[str] = list_flag(
         ["all"],
         "Of random, shuffled, mix, length (plans on the same weights), static, deebert, pabee, "
-        "dact, smartbert (trained by dpbert baselines), bank (static models mixed to the same "
-        "cost); or all: those that there are; or none.",
+        "dact, smartbert, trbert, planned_trbert (trained by dpbert baselines), bank (static "
+        "models mixed to the same cost); or all: those that there are; or none.",
     )
     draws: int = flag(5, "Draws of each random control; their mean and deviation are reported.")
     repeats: int = flag(3, "Timed passes; 0: no timing.")

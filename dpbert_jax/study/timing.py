@@ -47,9 +47,9 @@ def _time_latency(
     for number, variant in enumerate(variants):
         calls[str(number)] = asked(variant)
         outputs = calls[str(number)]()  # off the clock
-        cost = executors[variant.executor].policy.cost
+        execute = executors[variant.executor]
         costs = [
-            cost(np.asarray(output.layer_mask), np.array([length]))[0]
+            execute.cost(output, np.arange(1), np.array([length]))[0]
             for output, length in zip(outputs, lengths, strict=True)
         ]
         depth = outputs[0].layer_mask.shape[1] / run.model.config.encoder.num_hidden_layers

@@ -16,17 +16,19 @@ from dpbert_jax.inference import Rule, make_executor, resolve_rule
 from dpbert_jax.model import Model
 from dpbert_jax.policies import POLICIES
 from dpbert_jax.policies.early_exit import exits_cost
+from dpbert_jax.policies.tokens import trbert
 from dpbert_jax.problem import ProblemType
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.controls import exact_mix
 from dpbert_jax.study.early_exit import entropy_exits, exit_logits, load_exits, patience_exits
 from dpbert_jax.study.scorer import Scorer, Variant, run_split
 from dpbert_jax.study.sweep_arguments import TRAINED, SweepArguments
+from dpbert_jax.study.trbert import ALONE, PLANNED
 
 logger = logging.getLogger(__name__)
 
 BISECTIONS = 40
-OWN_COST = {"dact": "tau", "smartbert": "penalty"}  # what of training settled it
+OWN_COST = {"dact": "tau", "smartbert": "penalty", "trbert": "alpha"}  # what of training settled it
 
 
 def trained_controls(
@@ -51,6 +53,8 @@ def trained_controls(
                 points.append(_static_point(scorer, path))
             elif control in OWN_COST:
                 points.append(_own_point(scorer, control, path))
+            elif control == PLANNED:
+                points += _planned_points(scorer, path, planned)
             else:
                 points += _exit_points(scorer, control, path, planned)
     return points
@@ -81,6 +85,21 @@ def _own_point(scorer: Scorer, method: str, folder: Path) -> Variant:
     point = scorer.point(method, None, [made])
     trained_at = float(folder.name.removeprefix(f"{method}_"))
     return Variant({**point, OWN_COST[method]: trained_at}, executor, rule)
+
+
+def _planned_points(
+    scorer: Scorer, folder: Path, planned: dict[float, Predictions]
+) -> list[Variant]:
+    """Plans of the planned points' budgets, on the tokens that stay: cheaper than these points."""
+    config, params = scorer.run.model.config, load_exits(folder)
+    executor = partial(make_executor, config=config, params=params, policy=trbert(config))
+    execute, points = executor("packed"), []
+    for budget in planned:
+        rule = resolve_rule(config, budget)
+        point = scorer.point(PLANNED, budget, [run_split(scorer.run, scorer.split, execute, rule)])
+        alpha = float(folder.name.removeprefix(f"{PLANNED}_"))
+        points.append(Variant({**point, OWN_COST[ALONE]: alpha}, executor, rule))
+    return points
 
 
 def _exit_points(

@@ -179,9 +179,7 @@ def final_forward(
     row_keys: Key[Array, " B"],
     moment: Moment,
 ) -> Forward:
-    """The hard plans of inference, each row at a budget of its own from the trained range.
-
-    Half of the rows fall into the range's lowest quarter: small plans have furthest to go.
+    """The hard plans of inference, each row at a budget of its own (`drawn_plans`).
 
     Everything that a plan depends on (embeddings, stem, planner, thresholds) is frozen and runs
     without dropout, so these are exactly the plans that evaluation would see. The refit behind the
@@ -193,23 +191,35 @@ def final_forward(
     inputs = (batch["input_ids"], mask, batch["token_type_ids"])
     states = jax.lax.stop_gradient(apply(*inputs, method="stem"))
 
-    assert model.config.planner is not None and model.config.calibration is not None
-    planner, calibration = model.config.planner, model.config.calibration
-    low, high = planner.min_budget, planner.max_budget
-    draw = jax.vmap(lambda key: low + (high - low) * jax.random.uniform(key) ** 2)
-    budgets = draw(fold_rows(row_keys, 1))
-    grid = (jnp.array(calibration.budgets), jnp.array(calibration.thresholds))
-    planned = planned_rows(batch["positions"]) > 0
-    thresholds = jnp.where(planned, jnp.interp(budgets, *grid), -jnp.inf)
-    gate_logits = apply(states, mask, method="look")
     config = model.config
-    gates = hard_gates(gate_logits, thresholds[:, None], config.num_gates, config.min_gates)
-    gates = jax.lax.stop_gradient(gates)
+    gates = drawn_plans(config, apply(states, mask, method="look"), batch["positions"], row_keys)
     adapters = params.get("adapters")
     states = apply(states, mask, gates, keys, adapters, method="encode")[-1]
     slots = adapter_slots(config, gates)
     _, logits = apply(states, keys, adapters, slots, method="pool")
     return Forward(logits, gates)
+
+
+def drawn_plans(
+    config: DPBertConfig,
+    gate_logits: Float[Array, "B P"],
+    positions: Int[Array, " B"],
+    row_keys: Key[Array, " B"],
+) -> Float[Array, "B P"]:
+    """Plans as at inference, without a gradient: each row at a budget of its own.
+
+    Half of the rows fall into the range's lowest quarter: small plans have furthest to go. One row
+    in `FULL_PATH_EVERY` runs all layers.
+    """
+    assert config.planner is not None and config.calibration is not None
+    low, high = config.planner.min_budget, config.planner.max_budget
+    draw = jax.vmap(lambda key: low + (high - low) * jax.random.uniform(key) ** 2)
+    budgets = draw(fold_rows(row_keys, 1))
+    grid = (jnp.array(config.calibration.budgets), jnp.array(config.calibration.thresholds))
+    planned = planned_rows(positions) > 0
+    thresholds = jnp.where(planned, jnp.interp(budgets, *grid), -jnp.inf)
+    gates = hard_gates(gate_logits, thresholds[:, None], config.num_gates, config.min_gates)
+    return jax.lax.stop_gradient(gates)
 
 
 def stage_loss(

@@ -9,6 +9,7 @@ from dpbert_jax.inference import make_executor
 from dpbert_jax.policies import POLICIES
 from dpbert_jax.policies.rule import Rule
 from dpbert_jax.study.smartbert import initial_gates
+from dpbert_jax.study.trbert import initial_selectors
 
 CONFIG = DPBertConfig(TINY, PlannerConfig())
 RULE = Rule(1.0, 0.5, 2)
@@ -25,7 +26,12 @@ def test_executors_agree_and_rows_are_independent(name, random_params, random_ba
     gates = initial_gates(CONFIG, seed=0)
     for gate in gates.values():  # which tell inputs apart
         gate["gate"] = jax.tree.map(lambda a: random.normal(size=a.shape), gate["gate"])
-    params = {**random_params(CONFIG), **exits, **halts, **gates}
+    selectors = initial_selectors(CONFIG, seed=0)
+    for selector in selectors.values():
+        selector["narrow"] = jax.tree.map(
+            lambda a: 9 * random.normal(size=a.shape), selector["narrow"]
+        )
+    params = {**random_params(CONFIG), **exits, **halts, **gates, **selectors}
     batch = random_batch(6)
     policy = POLICIES[name](CONFIG)
     wanted = make_executor("masked", CONFIG, params, policy=policy)(batch, RULE)
@@ -37,6 +43,10 @@ def test_executors_agree_and_rows_are_independent(name, random_params, random_ba
     alone = make_executor("cond", CONFIG, params, policy=policy)(one, RULE)
     np.testing.assert_allclose(alone.logits[0], wanted.logits[2], rtol=0, atol=1e-4)
     mask = np.asarray(wanted.layer_mask)
-    cost = policy.cost(mask, batch["attention_mask"].sum(axis=1))
-    layers = mask.sum(axis=1) / 4  # the least that a plan costs
-    assert (cost >= layers - 1e-6).all()
+    lengths = batch["attention_mask"].sum(axis=1)
+    if wanted.tokens is None:
+        least = mask.sum(axis=1) / 4  # what a plan costs, and the policy's own is more
+    else:
+        lengths = np.asarray(wanted.tokens)
+        least = (mask * lengths).sum(axis=1) / (4 * lengths[:, 0]) * 0.9  # attention is cheaper
+    assert (policy.cost(mask, lengths) >= least - 1e-6).all()

@@ -20,8 +20,11 @@ def run_with_baselines(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept") / "run"
     shutil.copytree(tiny_run, folder)
     methods = ["static", "deebert", "pabee", "dact", "smartbert"]
+    methods += ["trbert", "planned_trbert"]
     train_baselines(
-        BaselineArguments(str(folder), methods, layers=[2], tau=[0.0, 9.0], penalty=[0.5])
+        BaselineArguments(
+            str(folder), methods, layers=[2], tau=[0.0, 9.0], penalty=[0.5], alpha=[0.5]
+        )
     )
     return folder
 
@@ -58,6 +61,11 @@ def test_every_variant_has_its_points(swept):
     assert [point["mean_layers"] for point in of(report, "static")] == [2.0]
     assert [point["tau"] for point in of(report, "dact")] == [0.0, 9.0]
     assert [point["penalty"] for point in of(report, "smartbert")] == [0.5]
+    assert [point["alpha"] for point in of(report, "trbert")] == [0.5]
+    both = of(report, "planned_trbert")
+    assert [(point["budget"], point["alpha"]) for point in both] == [
+        (budget, 0.5) for budget in (0.5, 0.7, 0.85, 1.0)
+    ]
     assert [point["budget"] for point in of(report, "bank")] == [
         0.7,
         0.85,

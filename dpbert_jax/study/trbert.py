@@ -1,0 +1,300 @@
+"""Training of TR-BERT's selectors (`policies.tokens` has their form, and runs them).
+
+As published: from the fine-tuned model, first the selectors alone, then together with the backbone,
+which is distilled from the fine-tuned one. Which tokens stay is drawn, several times for each text;
+a draw's reward is minus its loss minus alpha times the share of tokens that stayed, mean over the
+selectors; and selectors follow the policy gradient, with the mean reward of a text's draws as the
+baseline. In the first half of either phase's steps one of the draws copies an expert: as many
+tokens as the selector would keep on the mean, those of the largest gradients. Beside a planner it
+is the run's own model that learns so, under its planner's plans at budgets from its range.
+
+Ours: the phases have the steps that the run took after its dense model, half each; the expert's
+gradients are the loss's at the states before the first selector, of the model as it is then, not
+computed beforehand; four draws, where theirs are eight; selectors begin with a probability of 0.88
+for every token; an input's drawn tokens are masked in training and really dropped after it.
+"""
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.data import INPUTS
+from dpbert_jax.encoder.attention import attention_bias
+from dpbert_jax.encoder.embeddings import embed
+from dpbert_jax.encoder.head import classify
+from dpbert_jax.encoder.modules import Layer
+from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
+from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.runner import compute_dtype
+from dpbert_jax.policies.planner import gate_logits
+from dpbert_jax.policies.tokens import (
+    SELECTOR_SIZE,
+    selector_layers,
+    stay_logits,
+    trbert,
+    with_first,
+)
+from dpbert_jax.run_folder import BASELINES
+from dpbert_jax.study.early_exit import save_exits
+from dpbert_jax.study.fit import Run, fit
+from dpbert_jax.training.objective import drawn_plans, row_losses, score_sums
+from dpbert_jax.training.stage import plan_path
+
+DRAWS = 4
+STAYING_BIAS = 2.0  # sigmoid: 0.88
+SELECTORS, BOTH = "selectors", "both"  # phases
+ALONE, PLANNED = "trbert", "planned_trbert"  # methods
+
+
+def initial_selectors(config: DPBertConfig, seed: int) -> Params:
+    """A selector before each of `selector_layers`, which keeps next to every token."""
+    random = np.random.default_rng(seed)
+    hidden, stddev = config.encoder.hidden_size, config.encoder.initializer_range
+
+    def product(inputs: int, outputs: int, bias: float) -> Params:
+        kernel = random.normal(0, stddev, (inputs, outputs)).astype(np.float32)
+        return {"kernel": kernel, "bias": np.full(outputs, bias, np.float32)}
+
+    return {
+        f"selector_{i}": {
+            "wide": product(hidden, SELECTOR_SIZE, 0.0),
+            "narrow": product(SELECTOR_SIZE, 1, STAYING_BIAS),
+        }
+        for i in range(len(selector_layers(config)))
+    }
+
+
+def run_layers(
+    config: DPBertConfig,
+    dtype: DTypeLike,
+    params: Params,
+    states: Float[Array, "B S D"],
+    attention_mask: Int[Array, "B S"],
+    layers: range,
+    dropout_keys: DropoutKeys,
+    gates: Float[Array, "B L"] | None = None,
+) -> Float[Array, "B S D"]:
+    """Layers one after the other, on the tokens of one mask, mixed by gates where there are any."""
+    layer: Any = Layer(config.encoder, dtype)
+    bias = attention_bias(attention_mask)
+    for i in layers:
+        keys = fold_rows(dropout_keys, 1 + i)
+        output = layer.apply({"params": params[f"layer_{i}"]}, states, bias, keys)
+        if gates is None:
+            states = output
+        else:
+            gate = gates[:, i, None, None].astype(states.dtype)
+            states = gate * output + (1 - gate) * states
+    return states
+
+
+def first_states(
+    config: DPBertConfig,
+    dtype: DTypeLike,
+    params: Params,
+    batch: dict[str, Array],
+    dropout_keys: DropoutKeys,
+) -> Float[Array, "B S D"]:
+    """What the first selector reads."""
+    ids, mask, types = (batch[name] for name in INPUTS)
+    keys = fold_rows(dropout_keys, 0)
+    states = embed(config.encoder, params["embeddings"], ids, types, dtype, dropout_keys=keys)
+    before = range(selector_layers(config)[0])
+    return run_layers(config, dtype, params, states, mask, before, dropout_keys)
+
+
+def answer_with(
+    config: DPBertConfig,
+    dtype: DTypeLike,
+    params: Params,
+    states: Float[Array, "B S D"],
+    attention_mask: Int[Array, "B S"],
+    choose: Any,
+    dropout_keys: DropoutKeys = None,
+    gates: Float[Array, "B L"] | None = None,
+) -> tuple[Float[Array, "B C"], list[Int[Array, "B S"]], list[Float[Array, "B S"]]]:
+    """From the first selector on: logits, and each selector's mask and what it says.
+
+    `choose(number, stay_logits, attention_mask)` gives who stays, true or false [B, S].
+    """
+    layers, masks, said = config.encoder.num_hidden_layers, [], []
+    ends = [*selector_layers(config), layers]
+    for number, (first, last) in enumerate(pairwise(ends)):
+        selector = params[f"selector_{number}"]
+        said.append(stay_logits(selector, jax.lax.stop_gradient(states), dtype))
+        stays = choose(number, said[-1], attention_mask)
+        attention_mask = with_first(stays, attention_mask)
+        masks.append(attention_mask)
+        about = (attention_mask, range(first, last), dropout_keys, gates)
+        states = run_layers(config, dtype, params, states, *about)
+    keys = fold_rows(dropout_keys, 1 + layers)
+    return classify(config.encoder, params["head"], states[:, 0], dtype, keys)[1], masks, said
+
+
+def importance(
+    config: DPBertConfig,
+    dtype: DTypeLike,
+    params: Params,
+    states: Float[Array, "B S D"],
+    attention_mask: Int[Array, "B S"],
+    labels: Array,
+    gates: Float[Array, "B L"] | None = None,
+) -> Float[Array, "B S"]:
+    """The length of the loss's gradient at each token's state, where all tokens stay."""
+
+    def loss(states: Array) -> Array:
+        about = (states, attention_mask, every_token, None, gates)
+        logits = answer_with(config, dtype, params, *about)[0]
+        return row_losses(logits, labels, None, config.encoder.problem_type).sum()
+
+    gradient = jax.grad(loss)(states)
+    return jnp.where(attention_mask > 0, jnp.linalg.norm(gradient, axis=-1), -1.0)
+
+
+def every_token(number: int, said: Array, attention_mask: Array) -> Array:
+    return attention_mask > 0
+
+
+def most_important(
+    scores: Float[Array, "B S"], count: Float[Array, " B"], attention_mask: Int[Array, "B S"]
+) -> Array:
+    """The `count` tokens of each row that are left and score highest; true or false [B, S]."""
+    order = jnp.argsort(jnp.where(attention_mask > 0, -scores, jnp.inf), axis=1, stable=True)
+    rank = jnp.argsort(order, axis=1, stable=True)
+    return rank < jnp.round(count)[:, None]
+
+
+def selection_losses(
+    said: Float[Array, "B S"], before: Int[Array, "B S"], after: Int[Array, "B S"]
+) -> Float[Array, " B"]:
+    """Minus the log likelihood of a draw, mean over the tokens that there were to draw."""
+    stayed = (after > 0).astype(jnp.float32)
+    likelihood = stayed * jax.nn.log_sigmoid(said) + (1 - stayed) * jax.nn.log_sigmoid(-said)
+    asked = before.astype(jnp.float32)
+    return -(likelihood * asked).sum(axis=1) / asked.sum(axis=1)
+
+
+def trbert_loss(
+    alpha: float,
+    phase: str,
+    config: DPBertConfig,
+    dtype: DTypeLike,
+    params: Params,
+    batch: dict[str, Array],
+    key: Any,
+    progress: Array,
+    total: Array,
+) -> tuple[Array, dict[str, Array]]:
+    """One shard's part of the loss, and sums for the log; `layers` counts what tokens are left."""
+    problem, mask = config.encoder.problem_type, batch["attention_mask"]
+    row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
+    # What is frozen has no dropout: the whole of it, or what a plan depends on.
+    dropout_keys = row_keys if phase == BOTH else None
+    states = first_states(config, dtype, params, batch, None if config.planner else dropout_keys)
+    gates = None
+    if config.planner:
+        said = gate_logits(config, params["planner"], states, mask)
+        plans = drawn_plans(config, said, batch["positions"], row_keys)
+        gates = jnp.pad(plans, ((0, 0), (config.stem_layers, 0)), constant_values=1.0)
+    if phase == SELECTORS or config.planner:
+        states = jax.lax.stop_gradient(states)
+    fixed = jax.lax.stop_gradient((params, states))
+    scores = jax.lax.cond(
+        progress < 0.5,
+        lambda: importance(config, dtype, *fixed, mask, batch["labels"], gates),
+        lambda: jnp.zeros(mask.shape),
+    )
+
+    def draw(copies: Array, number: int) -> tuple[Array, Array, Array]:
+        """A draw's logits, the log likelihood's loss, and the share of tokens that stayed."""
+        own = fold_rows(row_keys, 1000 + number)
+
+        def choose(selector: int, said: Array, left: Array) -> Array:
+            said = jax.lax.stop_gradient(said)
+            each = fold_rows(own, selector)
+            drawn = jax.vmap(lambda key, p: jax.random.bernoulli(key, p))(
+                each, jax.nn.sigmoid(said)
+            )
+            count = (jax.nn.sigmoid(said) * left).sum(axis=1)
+            return jnp.where(copies, most_important(scores, count, left), drawn)
+
+        logits, masks, said = answer_with(config, dtype, params, states, mask, choose, dropout_keys)
+        before = [mask, *masks[:-1]]
+        each = [selection_losses(*about) for about in zip(said, before, masks, strict=True)]
+        stayed = [left.sum(axis=1) / mask.sum(axis=1) for left in masks]
+        return logits, sum(each[1:], each[0]), sum(stayed[1:], stayed[0]) / len(stayed)
+
+    copies = (jnp.arange(DRAWS) == 0) & (progress < 0.5)
+    draws = [draw(copies[number], number) for number in range(DRAWS)]
+    logits, likelihoods, stayed = (jnp.stack(part) for part in zip(*draws, strict=True))
+
+    def losses(teacher: Array | None) -> Float[Array, "K B"]:
+        return jax.vmap(lambda said: row_losses(said, batch["labels"], teacher, problem))(logits)
+
+    rewards = jax.lax.stop_gradient(-losses(None) - alpha * stayed)
+    advantage = rewards - rewards.mean(axis=0, keepdims=True)
+    each = (advantage * likelihoods).mean(axis=0)
+    if phase == BOTH:
+        each = each + losses(batch["teacher_logits"]).mean(axis=0)
+    loss = jnp.sum(batch["weights"] * each) / total
+    layers, first = config.encoder.num_hidden_layers, selector_layers(config)[0]
+    after = layers - first if gates is None else gates[:, first:].sum(axis=1)
+    spent = first + after * stayed.mean(axis=0)
+    return loss, {
+        "loss": loss,
+        "rows": batch["weights"].sum(),
+        "layers": jnp.sum(batch["weights"] * spent),
+        **score_sums(logits[-1], batch["labels"], batch["weights"], problem),
+    }
+
+
+def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
+    """Trains selectors, then both; leaves the weights in the run's folder of baselines.
+
+    Args:
+        planned: whether to begin with the run's own model and follow its plans; else with its
+            dense model.
+
+    Raises:
+        UserError: the model's family, its adapters or its stem allow no dropping of tokens.
+    """
+    model, dtype = run.model if planned else run.teacher, compute_dtype(run.args.bf16)
+    config, first = model.config, selector_layers(model.config)[0]
+    trbert(config)
+    if planned and config.stem_layers != first:
+        raise UserError(
+            f"--methods {PLANNED}: {run.folder} has a stem of {config.stem_layers} layers, but the "
+            f"first tokens drop out after {first}."
+        )
+    backbone = jax.tree.map(np.array, dict(model.params))
+    params = {**backbone, **initial_selectors(config, run.args.seed)}
+    method = PLANNED if planned else ALONE
+    params = fit(
+        run,
+        f"{method} {alpha:g}, selectors",
+        partial(trbert_loss, alpha, SELECTORS, config, dtype),
+        config,
+        params,
+        None,
+        share=0.5,
+        frozen=[*backbone],
+    )
+    params = fit(
+        run,
+        f"{method} {alpha:g}, both",
+        partial(trbert_loss, alpha, BOTH, config, dtype),
+        config,
+        params,
+        run.teacher_logits(run.rows.kept),
+        share=0.5,
+        frozen=plan_path(config) if planned else (),
+    )
+    return save_exits(run.folder / BASELINES / f"{method}_{alpha:g}", params)
