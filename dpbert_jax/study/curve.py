@@ -30,6 +30,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "dact": {"color": "tab:pink", "marker": "h", "linestyle": "--"},
     "smartbert": {"color": "tab:gray", "marker": "X", "linestyle": "--"},
     "trbert": {"color": "goldenrod", "marker": "<", "linestyle": "--"},
+    "trbert_random": {"color": "goldenrod", "marker": "x", "linestyle": "none"},
+    "trbert_importance": {"color": "goldenrod", "marker": "+", "linestyle": "none"},
     "planned_trbert": {"color": "navy", "marker": ">", "linestyle": "-."},
 }
 LABELS = {
@@ -46,6 +48,8 @@ LABELS = {
     "dact": "DACT-BERT",
     "smartbert": "SmartBERT's gates",
     "trbert": "TR-BERT",
+    "trbert_random": "TR-BERT, random tokens",
+    "trbert_importance": "TR-BERT, tokens by gradient",
     "planned_trbert": "learned, and TR-BERT",
 }
 

@@ -28,6 +28,7 @@ from dpbert_jax.study.points import plan_controls, planned_points
 from dpbert_jax.study.scorer import Point, open_scorer
 from dpbert_jax.study.sweep_arguments import SweepArguments
 from dpbert_jax.study.timing import time_points
+from dpbert_jax.study.token_controls import token_points
 from dpbert_jax.study.trained_points import trained_controls
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         points += plan_controls(args, scorer, planned)
         points += [variant.point for variant in trained]
         points += bank_points(args, scorer, planned)
+        points += token_points(args, scorer)
         dense_metrics = scorer.metrics(scorer.dense.logits)
         report["splits"][name] = {
             "examples": len(split),

@@ -62,6 +62,10 @@ def test_every_variant_has_its_points(swept):
     assert [point["tau"] for point in of(report, "dact")] == [0.0, 9.0]
     assert [point["penalty"] for point in of(report, "smartbert")] == [0.5]
     assert [point["alpha"] for point in of(report, "trbert")] == [0.5]
+    (own,) = of(report, "trbert")
+    for control in ("trbert_random", "trbert_importance"):
+        (point,) = of(report, control)
+        assert point["cost"] == pytest.approx(own["cost"], rel=1e-3)
     both = of(report, "planned_trbert")
     assert [(point["budget"], point["alpha"]) for point in both] == [
         (budget, 0.5) for budget in (0.5, 0.7, 0.85, 1.0)
