@@ -1,6 +1,6 @@
 """Calibration: the threshold on the gate logits at which a split's mean cost is the budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,10 +34,14 @@ def calibrate(
     max_seq_length: int,
     length_buckets: Sequence[int] | None = None,
     dtype: DTypeLike = jnp.float32,
+    look: Callable[[Mapping[str, np.ndarray]], Any] | None = None,
 ) -> Calibration:
     """Thresholds for a grid of budgets, from the inputs of a split; labels are not looked at.
 
-    `inputs` names them in the run's config.
+    Args:
+        inputs: what they are called in the run's config.
+        look: a function from a batch to its gate logits [B, P], where a program for it is there
+            already. Default: one that runs the stem and the planner alone.
 
     The plan at a budget runs the gates whose logit is at least the threshold, so mean cost falls as
     the threshold rises, in steps of one gate of one row.
@@ -60,7 +64,8 @@ def calibrate(
     for batch in made:
         real = batch["weights"] > 0
         tokens = {k: batch[k] for k in INPUTS}
-        logits.append(np.asarray(plan(params, tokens))[real])
+        found = look(tokens) if look else plan(params, tokens)
+        logits.append(np.asarray(found)[real])
         lengths.append(batch["attention_mask"].sum(axis=1)[real])
     if not np.isfinite(np.concatenate(logits)).all():
         raise UserError(
