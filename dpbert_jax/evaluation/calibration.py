@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from dpbert_jax.config import Calibration, DPBertConfig
-from dpbert_jax.data import INPUTS, TokenizedSplit, batches
+from dpbert_jax.data import INPUTS, TokenizedSplit, batches, default_buckets
 from dpbert_jax.errors import UserError
 from dpbert_jax.policies.cost import plan_cost, row_weights
 from dpbert_jax.policies.dpbert import DPBert, Params
@@ -56,6 +56,8 @@ def calibrate(
         states = apply(batch["input_ids"], mask, batch["token_type_ids"], method="stem")
         return apply(states, mask, method="look")
 
+    if length_buckets is None:
+        length_buckets = default_buckets(jax.default_backend(), split.lengths, max_seq_length)
     logits, lengths = [], []
     pad = config.encoder.pad_token_id
     made = batches(

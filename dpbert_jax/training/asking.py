@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
@@ -41,7 +42,7 @@ class Asking(NamedTuple):
             return dense
         config = dataclasses.replace(planned, calibration=None, adapters=None)
         with on_host(self.platform):
-            drawn = init_params(config, 0, ("planner",))
+            drawn = jax.device_get(init_params(config, 0, ("planner",)))
         return dataclasses.replace(dense, config=config, params={**dense.params, **drawn})
 
     def look(self, model: Model) -> Callable[[Mapping[str, np.ndarray]], Any] | None:

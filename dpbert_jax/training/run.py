@@ -147,8 +147,7 @@ def train(args: TrainArguments, platform: str | None = None) -> None:
 def _train(
     args: TrainArguments, platform: str, preemption: Preemption, bucket: BucketFolder | None
 ) -> None:
-    with on_host(platform):
-        material = prepare(args)
+    material = prepare(args, platform)
     if args.length_buckets is None:
         lengths = (material.rows.kept.lengths, args.max_seq_length)
         buckets = default_buckets(platform, *lengths, epochs=all_epochs(args))
@@ -233,7 +232,7 @@ def _handed_over(run: _Run, index: int, params: Params) -> Params:
     if not absent:
         return params
     with on_host(run.asking.platform):
-        return {**params, **init_params(config, run.args.seed, absent)}
+        return {**params, **jax.device_get(init_params(config, run.args.seed, absent))}
 
 
 def _stage_config(material: Material, stage: Stage) -> DPBertConfig:
