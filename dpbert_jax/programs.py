@@ -1,10 +1,17 @@
-"""Compiled programs are kept between processes: compilation is what a newcomer waits for."""
+"""Compiled programs: kept between processes, small ones made on the host, all of them counted.
+
+Compilation is what a newcomer waits for, and on an accelerator what a small task mostly consists
+of.
+"""
 
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 FOLDER = "DPBERT_JAX_PROGRAMS"  # where they lie; empty: nowhere
 SECONDS = 0.3  # programs that compile faster than this are not worth a file
@@ -21,3 +28,50 @@ def keep_programs() -> None:
     if folder and config.jax_compilation_cache_dir is None:
         config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
         config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
+
+
+def on_host(platform: str) -> AbstractContextManager[Any]:
+    """Where `platform` is an accelerator, what is computed inside is computed by the host's CPU.
+
+    For arithmetic on small arrays: it would take an accelerator longer to compile it than the CPU
+    takes to do it. Where JAX was told of no CPU (JAX_PLATFORMS), the accelerator does it.
+    """
+    if platform == "cpu":
+        return nullcontext()
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return nullcontext()
+
+
+class Compiled(NamedTuple):
+    """A program that was compiled, or taken from the persistent cache."""
+
+    name: str  # of the function
+    seconds: float
+    on_host: bool  # inside `on_host`
+
+    @property
+    def is_operation(self) -> bool:
+        """Whether it is one of JAX's own functions, run outside of any program of ours."""
+        name = self.name.removeprefix("jit(").removesuffix(")").lstrip("_")
+        own = any(hasattr(space, name) for space in (jax.lax, jnp, jax.nn))
+        return own or name.startswith("threefry")  # of random keys
+
+
+@contextmanager
+def compiled_programs() -> Iterator[list[Compiled]]:
+    """Lists what is compiled inside, in its order."""
+    seen: list[Compiled] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            config: Any = jax.config
+            on_host = config.jax_default_device is not None
+            seen.append(Compiled(str(kwargs.get("fun_name", "")), duration_secs, on_host))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

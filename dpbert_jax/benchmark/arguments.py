@@ -39,6 +39,7 @@ class BenchmarkArguments:
         "token ids to logits.",
     )
     threads: int | None = flag(None, "Threads of the peers. Default: the cores of this process.")
+    bf16: bool = flag(False, "Compute in bfloat16; without peers, which compute in float32.")
     repeats: int = flag(15, "Timed calls of each variant.")
     seed: int = flag(0, "Of random weights, inputs and plans.")
     json: str | None = flag(None, "Write the figures here.")
@@ -56,5 +57,7 @@ class BenchmarkArguments:
             raise UserError("--repeats and --threads must be at least 1.")
         if self.data_dir and any(name.startswith("export-") for name in self.peers):
             raise UserError("--peers export-*: exported models are timed without --data_dir only.")
+        if self.bf16 and self.peers:
+            raise UserError("--bf16: the peers compute in float32; time them without it.")
         if self.plans not in (None, "random", "planner"):
             raise UserError(f"--plans is '{self.plans}', but must be random or planner.")

@@ -54,6 +54,7 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
         "model": args.model_name_or_path,
         "plans": "random, independent" if subject.random_plans else "planner, top_k",
         "data": data,
+        "dtype": "bfloat16" if args.bf16 else "float32",
         "threads": threads,
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
@@ -63,7 +64,7 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
     }
     _print_card(report)
     if args.plot:
-        title = f"{Path(args.model_name_or_path).name}, {threads} threads, float32"
+        title = f"{Path(args.model_name_or_path).name}, {threads} threads, {report['dtype']}"
         if data:
             plot_throughput(Path(args.plot), rows, f"{title}: {data['task']} validation")
         else:
@@ -77,7 +78,8 @@ def benchmark(args: BenchmarkArguments) -> dict[str, Any]:
 
 def _print_card(report: dict[str, Any]) -> None:
     found = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    print(f"\n{report['model']}, plans: {report['plans']}, {report['threads']} threads")
+    about = f"plans: {report['plans']}, {report['dtype']}, {report['threads']} threads"
+    print(f"\n{report['model']}, {about}")
     print(f"Python {report['python']}, {found}, {report['device']}")
     if report["data"]:
         data = report["data"]

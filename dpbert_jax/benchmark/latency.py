@@ -96,7 +96,7 @@ def _planner_call(subject: Subject, batch: Batch) -> Callable[[], Any]:
     """The planner alone, its plan brought to the host."""
     config = subject.model.config
     policy = Planned(config)
-    weights = prepare(config, policy, subject.model.params, np.float32).policy
+    weights = prepare(config, policy, subject.model.params, subject.model.dtype).policy
     shape = (*batch["input_ids"].shape, config.encoder.hidden_size)
     states = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     forced = jnp.full((shape[0], config.num_gates), FREE)

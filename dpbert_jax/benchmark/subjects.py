@@ -8,6 +8,7 @@ import numpy as np
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
 from dpbert_jax.config import BERT_BASE, DPBertConfig, EncoderConfig, PlannerConfig
 from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.inference import Rule
 from dpbert_jax.model import Model
 from dpbert_jax.policies.dpbert import init_params
@@ -66,6 +67,7 @@ def load_subject(args: BenchmarkArguments) -> Subject:
     for keep in keeps:
         if not stem <= keep <= layers:
             raise UserError(f"--keep {keep}: this model runs {stem} (its stem) to {layers} layers.")
+    model = dataclasses.replace(model, dtype=compute_dtype(args.bf16))
     return Subject(model, random_plans, keeps)
 
 

@@ -10,6 +10,7 @@ from dpbert_jax.data.batches import (
     epoch_schedule,
     num_batches,
 )
+from dpbert_jax.data.buckets import default_buckets
 from dpbert_jax.data.classes import Classes, classes_of_model
 from dpbert_jax.data.columns import Columns
 from dpbert_jax.data.custom import LabelUse
@@ -34,6 +35,7 @@ __all__ = [
     "bucket_length",
     "chunks",
     "classes_of_model",
+    "default_buckets",
     "epoch_schedule",
     "load_task",
     "num_batches",

@@ -6,6 +6,7 @@ takes as long as the product. Query, key and value are one product. Weights are 
 type already. docs/performance.md has what each is worth.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -122,10 +123,13 @@ def run_layer(
     states: Float[Array, "D B S"],
     bias: Float[Array, "B #H #S S"],
     adapters: LayerAdapters | None = None,
+    *,
+    attend: Callable[..., Array] | None = None,
 ) -> Float[Array, "D B S"]:
     """Post-norm self-attention and feed-forward; `bias` is added to the scores.
 
-    `adapters` are picked from those of every depth: each row's own, or one for all rows.
+    `adapters` are picked from those of every depth: each row's own, or one for all rows. `attend`
+    stands in for `attention`.
     """
     heads = (config.num_attention_heads, config.head_size, *states.shape[1:])
     flat = states.reshape(states.shape[0], -1)  # [D, B * S]
@@ -157,9 +161,7 @@ def run_layer(
 
     qkv = product("qkv", weights.qkv, flat, weights.qkv_bias)
     query, key, value = qkv.reshape(3, *heads)  # [H, K, B, S]
-    scores = jnp.einsum("hkbq,hkbs->bhqs", query, key).astype(jnp.float32) + bias
-    probs = jax.nn.softmax(scores).astype(states.dtype)  # [B, H, S, S]
-    context = jnp.einsum("hkbs,bhqs->hkbq", value, probs).reshape(flat.shape)
+    context = (attend or attention)(query, key, value, bias).reshape(flat.shape)
     attended = product(
         "attention_output", weights.attention_output, context, weights.attention_output_bias
     )
@@ -169,6 +171,18 @@ def run_layer(
     output = product("output", weights.output, expanded, weights.output_bias)
     flat = normalise("output", flat + output, weights.output_scale, weights.output_shift)
     return flat.reshape(states.shape)
+
+
+def attention(
+    query: Float[Array, "H K B S"],
+    key: Float[Array, "H K B S"],
+    value: Float[Array, "H K B S"],
+    bias: Float[Array, "B #H #S S"],
+) -> Float[Array, "H K B S"]:
+    """The context of every token; `query` is scaled already, the softmax is float32."""
+    scores = jnp.einsum("hkbq,hkbs->bhqs", query, key).astype(jnp.float32) + bias
+    probs = jax.nn.softmax(scores).astype(value.dtype)  # [B, H, S, S]
+    return jnp.einsum("hkbs,bhqs->hkbq", value, probs)
 
 
 def _dense(kernel: Array, inputs: Array, bias: Array) -> Array:

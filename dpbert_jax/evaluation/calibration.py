@@ -1,6 +1,6 @@
 """Calibration: the threshold on the gate logits at which a split's mean cost is the budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from dpbert_jax.config import Calibration, DPBertConfig
-from dpbert_jax.data import INPUTS, TokenizedSplit, batches
+from dpbert_jax.data import INPUTS, TokenizedSplit, batches, default_buckets
 from dpbert_jax.errors import UserError
 from dpbert_jax.policies.cost import plan_cost, row_weights
 from dpbert_jax.policies.dpbert import DPBert, Params
@@ -34,13 +34,17 @@ def calibrate(
     max_seq_length: int,
     length_buckets: Sequence[int] | None = None,
     dtype: DTypeLike = jnp.float32,
+    look: Callable[[Mapping[str, np.ndarray]], Any] | None = None,
 ) -> Calibration:
     """Thresholds for a grid of budgets, from the inputs of a split; labels are not looked at.
 
-    `inputs` names them in the run's config.
-
     The plan at a budget runs the gates whose logit is at least the threshold, so mean cost falls as
     the threshold rises, in steps of one gate of one row.
+
+    Args:
+        inputs: what they are called in the run's config.
+        look: a function from a batch to its gate logits [B, P], where a program for it is there
+            already. Default: one that runs the stem and the planner alone.
     """
     assert config.planner is not None
     model = DPBert(config, dtype)
@@ -52,6 +56,8 @@ def calibrate(
         states = apply(batch["input_ids"], mask, batch["token_type_ids"], method="stem")
         return apply(states, mask, method="look")
 
+    if length_buckets is None:
+        length_buckets = default_buckets(jax.default_backend(), split.lengths, max_seq_length)
     logits, lengths = [], []
     pad = config.encoder.pad_token_id
     made = batches(
@@ -60,7 +66,8 @@ def calibrate(
     for batch in made:
         real = batch["weights"] > 0
         tokens = {k: batch[k] for k in INPUTS}
-        logits.append(np.asarray(plan(params, tokens))[real])
+        found = look(tokens) if look else plan(params, tokens)
+        logits.append(np.asarray(found)[real])
         lengths.append(batch["attention_mask"].sum(axis=1)[real])
     if not np.isfinite(np.concatenate(logits)).all():
         raise UserError(

@@ -1,6 +1,7 @@
 """Exact evaluation over a split: every example once, with the plans that it was given."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from dpbert_jax import hosts
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import TaskSpec, TokenizedSplit, batches, chunks
+from dpbert_jax.data import TaskSpec, TokenizedSplit, batches, chunks, default_buckets
 from dpbert_jax.evaluation.metrics import compute_metrics, score, share_kept
 from dpbert_jax.inference import Executor, Rule
 
@@ -33,6 +34,7 @@ def predict(
     *,
     batch_size: int,
     max_seq_length: int,
+    length_buckets: Sequence[int] | None = None,
     layer_mask: np.ndarray | None = None,
     warm_up: bool = True,
     progress: str | None = None,
@@ -46,19 +48,25 @@ def predict(
 
     Args:
         batch_size: rows of a batch, at most those of a chunk.
+        length_buckets: lengths to pad to. Default: by device, and by the rows' lengths.
         layer_mask: plans [N, L] to run in place of the planner's.
         warm_up: whether to run a batch of every shape first, so that `seconds` has no compilation.
         progress: what to call this on the progress bar; None shows none.
     """
-
+    if length_buckets is None:  # before the rows are dealt out: the same on every host
+        platform = jax.default_backend()
+        length_buckets = default_buckets(platform, split.lengths, max_seq_length)
     count, own = len(split), hosts.own_rows(len(split))
     if len(own) < count:
         split = split.take(own)
         layer_mask = None if layer_mask is None else layer_mask[own]
 
     def make_batches() -> Any:
-        make = chunks if execute.packs else batches
-        return make(split, batch_size, max_seq_length, pad_token_id=config.encoder.pad_token_id)
+        sized: Any = (split, batch_size, max_seq_length)
+        pad = config.encoder.pad_token_id
+        if execute.packs:
+            return chunks(*sized, pad_token_id=pad)
+        return batches(*sized, pad_token_id=pad, length_buckets=length_buckets)
 
     warm = set()
     for batch in make_batches() if warm_up else ():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,17 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
     return evaluate(model, teacher, args) if args.do_eval or not args.predict_file else []
 
 
-def evaluate(model: Model, teacher: Model | None, args: EvalArguments) -> list[Result]:
+def evaluate(
+    model: Model,
+    teacher: Model | None,
+    args: EvalArguments,
+    length_buckets: Sequence[int] | None = None,
+) -> list[Result]:
     """Scores, prints the table, writes what was asked; one result for each split and budget.
 
     The model is held against its teacher, or, where it has none, against its own full depth. With
     several processes each takes its part of the rows, all have the results, the first prints.
+    `length_buckets` as in `predict`.
     """
     folder, config = model.folder, model.config
     assert folder is not None  # of the run, whose data this is, unless flags name other
@@ -72,8 +79,8 @@ def evaluate(model: Model, teacher: Model | None, args: EvalArguments) -> list[R
             "answers to them give the file as --predict_file."
         )
     rules = [resolve_rule(config, budget, args.plan_rule) for budget in args.budget]
-    run = make_runner(args, model)
-    run_dense = make_runner(args, teacher) if teacher else run
+    run = make_runner(args, model, length_buckets)
+    run_dense = make_runner(args, teacher, length_buckets) if teacher else run
     if config.planner and teacher is None:
         logger.info("%s has no %s/: its own full path stands for dense.", folder, TEACHER)
 

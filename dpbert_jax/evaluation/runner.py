@@ -1,5 +1,6 @@
 """A model run over splits as the flags of `eval.py` have it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ class Runner(NamedTuple):
     batch_size: int
     max_seq_length: int
     execute: Executor
+    length_buckets: Sequence[int] | None = None  # default: those of `predict`
 
     def __call__(self, rule: Rule, split: TokenizedSplit, progress: str) -> Predictions:
         return predict(
@@ -30,17 +32,20 @@ class Runner(NamedTuple):
             split,
             batch_size=self.batch_size,
             max_seq_length=self.max_seq_length,
+            length_buckets=self.length_buckets,
             progress=progress,
         )
 
 
-def make_runner(args: EvalArguments, model: Model) -> Runner:
+def make_runner(
+    args: EvalArguments, model: Model, length_buckets: Sequence[int] | None = None
+) -> Runner:
     """Executor, batch size and length of the flags."""
     name, rows = args.executor, args.per_device_eval_batch_size
     name = pick_executor(rows) if name == AUTO else name
     execute = model.executor(name, chunk_size=args.chunk_size)
     length = args.max_seq_length or model.max_seq_length
-    return Runner(name, rows or BATCH_SIZES[name], length, execute)
+    return Runner(name, rows or BATCH_SIZES[name], length, execute, length_buckets)
 
 
 def compute_dtype(bf16: bool) -> Any:

@@ -4,10 +4,11 @@
 program (`inference.in_graph`); `packed` schedules from the host (`inference.packed`).
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -206,7 +207,8 @@ def make_executor(
         raise UserError(f"--chunk_size has no effect on the executor '{name}': leave it out.")
     if chunk_size is not None and chunk_size < 1:
         raise UserError(f"--chunk_size is {chunk_size}, but must be at least 1.")
-    platform, policy = jax.default_backend(), policy or Planned(config)
+    platform, own = jax.default_backend(), policy is None
+    policy = policy or Planned(config)
     if name == "masked":
         forward_masked = _trained_form()
         weights: Any = jax.device_put(params)
@@ -218,13 +220,11 @@ def make_executor(
             packed = Packed(config, policy, weights, dtype, tokens)
             return Executor(name, config, policy, packed, packs=True)
 
-        def encode(encoder: Any, layers: Any, states: Any, *about: Any) -> Any:
-            if name == "cond":
-                return encode_cond(encoder, layers, states, *about)
-            rows = chunk_size or default_chunk_size(platform, states.shape[2])
-            return encode_chunked(encoder, layers, states, *about, chunk_size=rows)
-
-        program = jax.jit(partial(forward, config, policy, dtype, encode))
+        about = (name, dtype, platform, chunk_size)
+        if own:
+            program = _shared_program(dataclasses.replace(config, calibration=None), *about)
+        else:
+            program = in_graph_program(config, policy, *about)
 
     def run(batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray) -> DPBertOutput:
         return program(weights, **batch, rule=rule, forced=forced)
@@ -236,6 +236,31 @@ def make_executor(
         return program.lower(weights, **inputs, rule=rule, forced=forced)
 
     return Executor(name, config, policy, run, lower)
+
+
+def in_graph_program(
+    config: DPBertConfig,
+    policy: Policy,
+    name: str,
+    dtype: DTypeLike,
+    platform: str,
+    chunk_size: int | None,
+) -> Any:
+    """The compiled program of `cond` or `chunked`: (weights, inputs, rule, forced) -> output."""
+
+    def encode(encoder: Any, layers: Any, states: Any, *about: Any) -> Any:
+        if name == "cond":
+            return encode_cond(encoder, layers, states, *about)
+        rows = chunk_size or default_chunk_size(platform, states.shape[2])
+        return encode_chunked(encoder, layers, states, *about, chunk_size=rows)
+
+    return jax.jit(partial(forward, config, policy, dtype, encode))
+
+
+@lru_cache(maxsize=16)
+def _shared_program(config: DPBertConfig, *about: Any) -> Any:
+    """`in_graph_program` of models that differ in their weights only, and their own policy."""
+    return in_graph_program(config, Planned(config), *about)
 
 
 def _trained_form() -> Any:

@@ -21,17 +21,13 @@ from dpbert_jax.evaluation.task import recorded_columns
 from dpbert_jax.model import Model
 from dpbert_jax.run_folder import TEACHER
 from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.asking import asking, teacher_logits
 from dpbert_jax.training.feed import Feed
 from dpbert_jax.training.held_out_table import held_out_table
 from dpbert_jax.training.loop import Hooks, Span, run_span
 from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.output import recorded_arguments
-from dpbert_jax.training.rows import (
-    Rows,
-    global_batch_size,
-    teacher_logits,
-    training_rows,
-)
+from dpbert_jax.training.rows import Rows, global_batch_size, training_rows
 from dpbert_jax.training.stage import plan_stages
 from dpbert_jax.training.step import Loss, create_state, make_train_step
 from dpbert_jax.training.task import training_task
@@ -64,7 +60,8 @@ class Run(NamedTuple):
         """What the dense model says of a split's rows; [N, C]."""
         dtype, longest = compute_dtype(self.args.bf16), self.args.max_seq_length
         teacher = dataclasses.replace(self.teacher, dtype=dtype, max_seq_length=longest)
-        return teacher_logits(teacher, split)
+        how = asking(jax.default_backend(), self.args)
+        return teacher_logits(how.teacher(teacher, self.model.config), split, how)
 
 
 def open_run(folder: str) -> Run:
@@ -102,6 +99,7 @@ def held_out_losses(run: Run) -> tuple[np.ndarray, np.ndarray]:
         max_seq_length=run.args.max_seq_length,
         seed=run.args.seed,
         length_buckets=run.args.length_buckets,
+        platform=jax.default_backend(),
     )
     return table.plans, losses
 

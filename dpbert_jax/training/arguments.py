@@ -85,7 +85,8 @@ class TrainArguments:
         default=None,
         metadata={
             "help": "Lengths that training batches are padded to, beside --max_seq_length. Each is "
-            "compiled in every stage. Default: thirteen on a CPU, a quarter and a half elsewhere."
+            "compiled in every stage. Default: thirteen on a CPU; elsewhere one to three, those "
+            "that pad the training rows least."
         },
     )
     max_train_samples: int | None = flag(None, "Use the first rows of the training set only.")

@@ -16,9 +16,9 @@ from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.evaluation.metrics import compute_metrics, score
 from dpbert_jax.hub import load_params, save_weights
 from dpbert_jax.inference import make_executor, resolve_rule
-from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.policies.dpbert import Params, init_params
 from dpbert_jax.run_folder import BEST
+from dpbert_jax.training.asking import Asking
 from dpbert_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,11 @@ class BestEpoch:
         max_seq_length: int,
         max_eval_samples: int | None,
         dtype: DTypeLike,
+        asking: Asking,
     ) -> None:
         self._folder, self._config, self._spec = folder / BEST, config, task.spec
         self._budget, self._max_seq_length, self._dtype = budget, max_seq_length, dtype
+        self._asking = asking
         examples = task.splits[task.spec.validation_splits[0]].head(max_eval_samples)
         self._split = tokenize(examples, tokenizer, max_seq_length)
 
@@ -55,12 +57,13 @@ class BestEpoch:
         assert self._split.labels is not None
         params = jax.device_get(state.params)
         made = predict(
-            make_executor("packed", self._config, params, self._dtype),
+            make_executor(self._asking.executor, self._config, params, self._dtype),
             resolve_rule(self._config, self._budget),
             self._config,
             self._split,
-            batch_size=CHUNK_ROWS,
+            batch_size=self._asking.batch_size,
             max_seq_length=self._max_seq_length,
+            length_buckets=self._asking.length_buckets,
             warm_up=False,
         )
         spec, labels = self._spec, self._split.labels

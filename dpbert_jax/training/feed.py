@@ -9,17 +9,6 @@ import numpy as np
 from dpbert_jax.data import Batch, TokenizedSplit, batches, num_batches
 
 
-def default_buckets(platform: str, max_seq_length: int) -> list[int] | None:
-    """Length buckets for a kind of device; None: those of `batches`.
-
-    Each is a compilation of every stage's step, which on an accelerator takes longer than many
-    steps do.
-    """
-    if platform == "cpu":
-        return None
-    return [length for length in (max_seq_length // 4, max_seq_length // 2) if length]
-
-
 @dataclass(frozen=True)
 class Feed:
     """The rows of a stage, epoch after epoch."""

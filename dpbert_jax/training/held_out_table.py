@@ -14,6 +14,7 @@ from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.policies.planner import judge
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, ProblemType
+from dpbert_jax.programs import on_host
 from dpbert_jax.training.objective import label_divergence
 from dpbert_jax.training.plan_bank import (
     EXHAUSTIVE_GATES,
@@ -54,12 +55,13 @@ def held_out_table(
     max_seq_length: int,
     seed: int,
     length_buckets: Sequence[int] | None = None,
+    platform: str = "cpu",
 ) -> tuple[PlanTable, Float[np.ndarray, "N K"]]:
     """The plan table of held-out rows with its losses (`plan_losses`).
 
     All plans where the planner decides on at most 8 layers; for deeper models the best of each
     depth, and the best chain, among chains drawn by the planner's mean logits, screened on a few
-    rows.
+    rows. `platform` is the kind of device that runs the plans.
     """
     problem = config.encoder.problem_type
     sized = partial(make_table, max_seq_length=max_seq_length, length_buckets=length_buckets)
@@ -69,10 +71,14 @@ def held_out_table(
         few = split.take(np.arange(min(SCREENING_ROWS, len(split))))
         nothing = np.zeros((1, config.num_gates), np.float32)  # only its features are asked for
         probe = sized(config, params, few, nothing)
-        preference = judge(config, params["planner"], jnp.asarray(probe.features)).mean(axis=0)
+        with on_host(platform):
+            read = jnp.asarray(probe.features)
+            preference = judge(config, params["planner"], read).mean(axis=0)
         drawn = drawn_plans(config, np.asarray(preference), seed)
         screened = sized(config, params, few, drawn)
-        losses = plan_losses(screened, teacher_logits[: len(few)], problem)
+        with on_host(platform):
+            losses = plan_losses(screened, teacher_logits[: len(few)], problem)
         plans = best_of_each_depth(config, drawn, losses.mean(axis=0))
     table = sized(config, params, split, plans)
-    return table, plan_losses(table, teacher_logits, problem)
+    with on_host(platform):
+        return table, plan_losses(table, teacher_logits, problem)

@@ -4,8 +4,9 @@ Plans that begin alike share what they have in common, so all 2^P plans of P lay
 layer runs a row, instead of P 2^(P-1) one after the other (31 instead of 80 for P = 5).
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -49,7 +50,8 @@ def make_table(
 ) -> PlanTable:
     """Runs all plans on all rows of a split; compiles once for each length bucket."""
     weights = prepare(config, Planned(config), params, dtype)
-    program = jax.jit(partial(_run_tree, config, dtype, plans))
+    uncalibrated = dataclasses.replace(config, calibration=None)
+    program = tree_program(uncalibrated, dtype, tuple(map(tuple, plans.tolist())))
     batch_size = max(STATE_ROWS // len(plans), 1)
     logits = np.zeros((len(split), len(plans), config.encoder.num_labels), np.float32)
     features = np.zeros((len(split), 2 * config.encoder.hidden_size + 1), np.float32)
@@ -64,6 +66,17 @@ def make_table(
         found, read = program(weights, *inputs)
         logits[rows], features[rows] = np.asarray(found)[real], np.asarray(read)[real]
     return PlanTable(plans, logits, features, split.lengths)
+
+
+@lru_cache(maxsize=8)
+def tree_program(
+    config: DPBertConfig, dtype: DTypeLike, plans: tuple[tuple[float, ...], ...]
+) -> Any:
+    """The compiled tree of these plans, [K][P]: (weights, *INPUTS) -> `_run_tree`'s results.
+
+    Kept, since the tables of a run's stages differ in nothing but their weights.
+    """
+    return jax.jit(partial(_run_tree, config, dtype, np.array(plans, np.float32)))
 
 
 class _Level(NamedTuple):

@@ -10,6 +10,7 @@ from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.task import recorded_columns
 from dpbert_jax.hub import load_params, load_tokenizer, resolve_folder
+from dpbert_jax.programs import on_host
 from dpbert_jax.training.arguments import NEVER, TrainArguments
 from dpbert_jax.training.configs import adapted_config, dense_config, planned_config
 from dpbert_jax.training.rows import Rows, training_rows
@@ -28,8 +29,8 @@ class Material(NamedTuple):
     params: Params  # of the pretrained model or of the teacher, without a planner
 
 
-def prepare(args: TrainArguments) -> Material:
-    """Reads a run's data and model.
+def prepare(args: TrainArguments, platform: str) -> Material:
+    """Reads a run's data and model; `platform` is the kind of device that trains it.
 
     Raises:
         UserError: something of it cannot be read, or does not fit the rest or the flags.
@@ -43,13 +44,14 @@ def prepare(args: TrainArguments) -> Material:
     dense = dense_config(source, task, args)
     planned = planned_config(dense, args)
     tokenizer = load_tokenizer(source)
-    params = load_params(
-        source,
-        dense,
-        fresh=() if args.teacher else ("head",),
-        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
-        seed=args.seed,
-    )
+    with on_host(platform):
+        params = load_params(
+            source,
+            dense,
+            fresh=() if args.teacher else ("head",),
+            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+            seed=args.seed,
+        )
     rows = training_rows(
         task,
         tokenizer,

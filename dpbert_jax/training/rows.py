@@ -1,4 +1,4 @@
-"""What a run trains on: its rows, and what the teacher says of them.
+"""What a run trains on, and how many rows at once.
 
 All of it follows from the run's flags and data, so that what comes after a run (baselines, sweep)
 finds the very rows that the run held out.
@@ -11,10 +11,6 @@ import numpy as np
 
 from dpbert_jax.data import TaskData, TokenizedSplit, tokenize
 from dpbert_jax.errors import UserError
-from dpbert_jax.evaluation.evaluate import predict
-from dpbert_jax.inference import resolve_rule
-from dpbert_jax.inference.packed import CHUNK_ROWS
-from dpbert_jax.model import Model
 
 
 class Rows(NamedTuple):
@@ -52,16 +48,3 @@ def training_rows(
 def global_batch_size(per_device: int, accumulation: int) -> int:
     """Rows that a step learns from: on all devices of all processes, in all micro-batches."""
     return per_device * jax.device_count() * accumulation
-
-
-def teacher_logits(teacher: Model, split: TokenizedSplit) -> np.ndarray:
-    """What the dense model says of a split's rows; [N, C]."""
-    return predict(
-        teacher.executor("packed"),
-        resolve_rule(teacher.config, 1.0),
-        teacher.config,
-        split,
-        batch_size=CHUNK_ROWS,
-        max_seq_length=teacher.max_seq_length,
-        progress="teacher",
-    ).logits

@@ -28,7 +28,7 @@ import numpy as np
 from dpbert_jax import hosts
 from dpbert_jax.bucket import BucketFolder, is_url
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import bucket_length, num_batches
+from dpbert_jax.data import bucket_length, default_buckets, num_batches
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
@@ -37,11 +37,13 @@ from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.hub import load_params, save_folder
 from dpbert_jax.model import Model
 from dpbert_jax.policies.dpbert import DPBert, init_params
+from dpbert_jax.programs import on_host
 from dpbert_jax.run_folder import CHECKPOINTS, TEACHER
 from dpbert_jax.training.arguments import TrainArguments
+from dpbert_jax.training.asking import Asking, asking, teacher_logits
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.checkpoint import Checkpoints, Position
-from dpbert_jax.training.feed import Feed, default_buckets
+from dpbert_jax.training.feed import Feed
 from dpbert_jax.training.held_out_table import held_out_table
 from dpbert_jax.training.loop import Hooks, run_span
 from dpbert_jax.training.memory import StepSize, check_memory, memory_explained
@@ -49,11 +51,12 @@ from dpbert_jax.training.output import open_output, write_skipped_rows
 from dpbert_jax.training.preemption import Preemption
 from dpbert_jax.training.prepare import Material, prepare
 from dpbert_jax.training.refit import refit_planner
-from dpbert_jax.training.rows import global_batch_size, teacher_logits
+from dpbert_jax.training.rows import global_batch_size
 from dpbert_jax.training.stage import (
     PlannedStage,
     Stage,
     abstract_state,
+    all_epochs,
     loss_of,
     plan_stages,
     stage_optimizer,
@@ -91,6 +94,7 @@ class _Run:
     stages: list[PlannedStage]
     output: _Output
     preemption: Preemption
+    asking: Asking
 
     @property
     def dtype(self) -> Any:
@@ -110,16 +114,21 @@ class _Run:
         dense = self.material.dense
         shapes = jax.eval_shape(lambda: init_params(dense, self.args.seed))
         folder = self.output.folder / TEACHER
-        return self.model(dense, hosts.from_main(lambda: load_params(folder, dense), like=shapes))
+        params = hosts.from_main(lambda: load_params(folder, dense), like=shapes)
+        return self.asking.teacher(self.model(dense, params), self.material.planned)
 
     @cached_property
     def teacher_logits(self) -> np.ndarray:
         """What the dense model says of the training rows; [N, C]."""
-        return teacher_logits(self.teacher(), self.material.rows.kept)
+        return teacher_logits(self.teacher(), self.material.rows.kept, self.asking)
 
 
-def train(args: TrainArguments) -> None:
+def train(args: TrainArguments, platform: str | None = None) -> None:
     """Runs or resumes `train.py`; leaves a run folder as DESIGN's contract has it.
+
+    Args:
+        platform: the kind of device (cpu, gpu, tpu) whose lengths and programs the run has.
+            Default: the one that it runs on.
 
     Raises:
         SystemExit: SIGTERM or SIGINT came; what was done is saved.
@@ -131,15 +140,18 @@ def train(args: TrainArguments) -> None:
         bucket = BucketFolder(args.output_dir)
         hosts.on_main(bucket.pull)
         args = dataclasses.replace(args, output_dir=str(bucket.local))
-    if args.length_buckets is None:
-        buckets = default_buckets(jax.default_backend(), args.max_seq_length)
-        args = dataclasses.replace(args, length_buckets=buckets)
     with Preemption() as preemption:
-        _train(args, preemption, bucket)
+        _train(args, platform or jax.default_backend(), preemption, bucket)
 
 
-def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | None) -> None:
-    material = prepare(args)
+def _train(
+    args: TrainArguments, platform: str, preemption: Preemption, bucket: BucketFolder | None
+) -> None:
+    material = prepare(args, platform)
+    if args.length_buckets is None:
+        lengths = (material.rows.kept.lengths, args.max_seq_length)
+        buckets = default_buckets(platform, *lengths, epochs=all_epochs(args))
+        args = dataclasses.replace(args, length_buckets=buckets)
     rows, columns = material.rows, columns_of(material.task)
     check_memory(material.planned, _step_size(material, args))
     batch_size = _batch_size(args)
@@ -170,7 +182,7 @@ def _train(args: TrainArguments, preemption: Preemption, bucket: BucketFolder | 
     tracker = make_tracker(folder, args.report_to, global_step) if folder else Trackers([])
     tracker.log_config(dataclasses.asdict(args))
     output = _Output(Path(args.output_dir), checkpoints, tracker)
-    run = _Run(args, material, stages, output, preemption)
+    run = _Run(args, material, stages, output, preemption, asking(platform, args))
     try:
         position, state = restored[1:] if restored else (Position(-1, 0), None)
         _run_stages(run, position, state)
@@ -196,7 +208,9 @@ def _run_stages(run: _Run, position: Position, state: TrainState | None) -> None
             # parameters that it freezes.
             config = _calibrated(run, params)
         if begins:
-            state = create_state(params, stage_optimizer(params, stage, span, config, run.args))
+            with on_host(run.asking.platform):
+                optimizer = stage_optimizer(params, stage, span, config, run.args)
+                state = create_state(params, optimizer)
         assert state is not None
         params = _train_stage(run, index, state, config)
         if stage.needs_planner and run.args.refit_planner:
@@ -215,7 +229,10 @@ def _handed_over(run: _Run, index: int, params: Params) -> Params:
         hosts.on_main(lambda: save_folder(folder, dense, params, run.material.tokenizer))
     config, needed = _stage_config(run.material, stage), ("planner", "adapters")
     absent = [name for name in needed if getattr(config, name) and name not in params]
-    return {**params, **init_params(config, run.args.seed, absent)} if absent else params
+    if not absent:
+        return params
+    with on_host(run.asking.platform):
+        return {**params, **jax.device_get(init_params(config, run.args.seed, absent))}
 
 
 def _stage_config(material: Material, stage: Stage) -> DPBertConfig:
@@ -250,6 +267,7 @@ def _calibrated(run: _Run, params: Params) -> DPBertConfig:
         max_seq_length=run.args.max_seq_length,
         length_buckets=run.args.length_buckets,
         dtype=run.dtype,
+        look=run.asking.look(run.model(planned, params)),
     )
     return dataclasses.replace(planned, calibration=calibration)
 
@@ -270,6 +288,7 @@ def _train_stage(run: _Run, index: int, state: TrainState, config: DPBertConfig)
             max_seq_length=args.max_seq_length,
             max_eval_samples=args.max_eval_samples,
             dtype=run.dtype,
+            asking=run.asking,
         )
 
     def save(stage_step: int, state: TrainState) -> None:
@@ -323,12 +342,14 @@ def _refitted(run: _Run, params: Params) -> Params:
         planned,
         params,
         held_out,
-        teacher_logits(run.teacher(), held_out),
+        teacher_logits(run.teacher(), held_out, run.asking),
         max_seq_length=run.args.max_seq_length,
         seed=run.args.seed,
         length_buckets=run.args.length_buckets,
+        platform=run.asking.platform,
     )
-    return {**params, "planner": refit_planner(planned, table, losses, run.args.seed)}
+    with on_host(run.asking.platform):
+        return {**params, "planner": refit_planner(planned, table, losses, run.args.seed)}
 
 
 def _report(run: _Run, model: Model) -> None:
@@ -346,8 +367,10 @@ def _report(run: _Run, model: Model) -> None:
             ],
             max_eval_samples=args.max_eval_samples,
             bf16=args.bf16,
+            **run.asking.flags(),
             **validation_data(args, run.material.task),
         ),
+        run.asking.length_buckets,
     )
     logged = ("score", "score_kept", "mean_layers", "cost", "distinct_plans")
     for result in results:

@@ -108,6 +108,11 @@ ADAPTERS = Stage(
 STAGES = (DENSE, JOINT, FINAL, ADAPTERS)  # in their order
 
 
+def all_epochs(args: TrainArguments) -> float:
+    """How often a run goes through its rows."""
+    return sum(stage.epochs(args) for stage in STAGES if stage.needs_teacher or not args.teacher)
+
+
 # The seeds of the first stages lie side by side; of later ones, so that theirs stay, far off.
 FIRST_STAGES, STREAM = 3, 2**28
 

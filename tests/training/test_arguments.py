@@ -5,7 +5,6 @@ import pytest
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import parse
 from dpbert_jax.training.arguments import POSITIVE, TrainArguments
-from dpbert_jax.training.feed import default_buckets
 from dpbert_jax.training.stage import STAGES
 
 
@@ -60,14 +59,6 @@ def test_length_buckets_ascend_up_to_the_longest_row(buckets):
     with pytest.raises(UserError, match=r"--length_buckets .* must ascend, from 1 to .*128"):
         arguments(length_buckets=buckets)
     assert arguments(length_buckets=[16, 128]).length_buckets == [16, 128]
-
-
-@pytest.mark.parametrize("longest", [1, 2, 64, 512])
-def test_accelerators_compile_for_three_lengths_at_most(longest):
-    buckets = default_buckets("gpu", longest)
-    assert buckets is not None and len({*buckets, longest}) <= 3
-    assert arguments(max_seq_length=longest, length_buckets=buckets)
-    assert default_buckets("cpu", longest) is None
 
 
 def test_a_negative_seed():

@@ -10,6 +10,7 @@ import pytest
 from dpbert_jax.data import load_task
 from dpbert_jax.hub import load_run
 from dpbert_jax.training import best as module
+from dpbert_jax.training.asking import Asking
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.step import TrainState
 
@@ -21,6 +22,7 @@ def make(tiny_run, run_flags, tmp_path, monkeypatch):
     files = {name: run_flags[name] for name in ("train_file", "validation_file")}
     task = load_task(**files)
     wanted = {"budget": 0.6, "max_seq_length": 16, "max_eval_samples": None, "dtype": jnp.float32}
+    wanted["asking"] = Asking("cpu")
 
     def best_of(scores):
         left = iter(scores)
