@@ -31,6 +31,7 @@ VERBS = {
     "compare-policies": Verb(
         "load.policies", "simulate when a server's batches should start", extra="serve"
     ),
+    "compress": Verb("compress.command", "a run's word embeddings as int8 factors", True),
     "export": Verb("export.command", "write a run for PyTorch, ONNX or StableHLO"),
     "benchmark": Verb("benchmark.command", "time what skipping is worth, beside other runtimes"),
     "benchmark-training": Verb("benchmark.training", "time a training step beside PyTorch", True),

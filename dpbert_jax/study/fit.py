@@ -5,6 +5,7 @@ the same rows in batches of the same size, with the same optimizer.
 """
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +76,11 @@ def open_run(folder: str) -> Run:
     model = Model.from_pretrained(folder)
     if model.config.planner is None:
         raise UserError(f"{folder} has no planner: name the folder that train.py wrote.")
+    if model.config.encoder.compression:
+        raise UserError(
+            f"{folder} has compressed embeddings: name the run that it was made of, whose rows and "
+            "teacher are there."
+        )
     path = model.folder
     assert path is not None
     args = recorded_arguments(path)
@@ -112,12 +118,21 @@ def fit(
     config: DPBertConfig,
     params: Params,
     distilled: np.ndarray | None,
+    *,
+    num_steps: int | None = None,
+    frozen: Collection[str] = (),
 ) -> Params:
-    """Trains parameters by a loss on the run's rows; `distilled` are the teacher's logits."""
-    args, span = run.args, Span(name, 0, run.steps)
+    """Trains parameters by a loss on the run's rows.
+
+    Args:
+        distilled: the logits that the loss learns from, [N, C].
+        num_steps: default: as many as the run took after it had its dense model.
+        frozen: parts that stay as they are.
+    """
+    args, span = run.args, Span(name, 0, run.steps if num_steps is None else num_steps)
     optimizer = make_optimizer(
         params,
-        frozen=(),
+        frozen=frozen,
         num_steps=span.num_steps,
         # As the run's own backbone after the dense stage.
         learning_rate=args.student_learning_rate,
