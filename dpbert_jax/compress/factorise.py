@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from dpbert_jax.config import EmbeddingCompression, EncoderConfig
 from dpbert_jax.encoder.operations import Params
-from dpbert_jax.encoder.word_table import LEVELS, PLACE, cluster_name, table_bytes
+from dpbert_jax.encoder.word_table import PLACE, cluster_name, round_rows, table_bytes
 from dpbert_jax.errors import UserError
 
 CLUSTERS = (1, 2, 3, 4, 6, 8)  # numbers of clusters that are tried; one is a truncated SVD
@@ -161,8 +161,8 @@ def quantise(factors: Factors) -> Params:
     """The parameters of `encoder.word_table.look_up`: each row in int8, with a scale of its own."""
     params: Params = {PLACE: np.int32(factors.place)}
     for name, pair in factors.leaves().items():
-        rows, row_scale = rounded(pair["rows"])
-        basis, basis_scale = rounded(pair["basis"])
+        rows, row_scale = round_rows(pair["rows"])
+        basis, basis_scale = round_rows(pair["basis"])
         params[name] = {
             "rows": rows,
             "row_scale": row_scale,
@@ -170,10 +170,3 @@ def quantise(factors: Factors) -> Params:
             "basis_scale": basis_scale,
         }
     return params
-
-
-def rounded(values: Float[np.ndarray, "N M"]) -> tuple[np.ndarray, np.ndarray]:
-    """int8 [N, M], and the scale of each row, float32 [N]."""
-    largest = np.maximum(np.abs(values).max(axis=1), np.finfo(np.float32).tiny)
-    scale = np.float32(largest / LEVELS)
-    return np.int8(np.round(values / scale[:, None])), scale

@@ -76,6 +76,13 @@ def look_up(
     return states
 
 
+def round_rows(values: Float[np.ndarray, "N M"]) -> tuple[np.ndarray, np.ndarray]:
+    """int8 [N, M], and the scale of each row, float32 [N]."""
+    largest = np.maximum(np.abs(values).max(axis=1), np.finfo(np.float32).tiny)
+    scale = np.float32(largest / LEVELS)
+    return np.int8(np.round(values / scale[:, None])), scale
+
+
 def expanded(config: EncoderConfig, params: Params) -> tuple[EncoderConfig, Params]:
     """The same encoder with a plain word table of float32, [V, E]; one that has it as it is.
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.formats import (
     Answer,
@@ -28,7 +30,7 @@ def _write(folder: Path, model: Model, options: ExportOptions) -> None:
     from dpbert_jax.export.onnx_planned import planned_onnx
 
     if model.config.planner:
-        written = planned_onnx(model.config, model.params, options.plan_rule, options.int8)
+        written = planned_onnx(model.config, model.params, **options._asdict())
     elif options.int8:
         raise UserError("--int8 is for models with a planner; this one has none.")
     else:
@@ -62,6 +64,20 @@ def _load(folder: Path, model: Model, options: ExportOptions) -> Call:
     return call
 
 
+def _stored(config: DPBertConfig, params: Params) -> Params:
+    from dpbert_jax.export.onnx_quantize import stored_params
+
+    return stored_params(config, params)
+
+
 FORMAT = Format(
-    "onnx", _write, _load, ("onnx",), ("onnxruntime",), "dpbert-jax[onnx]", takes_int8=True
+    "onnx",
+    _write,
+    _load,
+    ("onnx",),
+    ("onnxruntime",),
+    "dpbert-jax[onnx]",
+    takes_int8=True,
+    chooses_operators=True,
+    stored=_stored,
 )

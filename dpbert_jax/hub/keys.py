@@ -14,7 +14,7 @@ from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.attention import RELATIVE
 from dpbert_jax.encoder.embeddings import WORDS, table_sizes
 from dpbert_jax.encoder.operations import Params
-from dpbert_jax.encoder.word_table import factor_shapes
+from dpbert_jax.encoder.word_table import PLACE, factor_shapes
 from dpbert_jax.policies.adapted import adapter_shapes
 from dpbert_jax.policies.planner import planner_products
 
@@ -132,7 +132,9 @@ def _embeddings(config: EncoderConfig, prefix: str) -> list[Entry]:
         shapes = jax.tree_util.tree_leaves_with_path(factor_shapes(config))
         for keys, leaf in shapes:
             path = tuple(key.key for key in keys)
-            name = ".".join((f"{hf}.{WORDS}", *path))
+            # The map lies where the plain table did: a class that knows no factors would draw the
+            # table at random, and warn at most, but of a tensor of another shape it refuses.
+            name = ".".join((f"{hf}.{WORDS}", *path)).replace(PLACE, "weight")
             table.append(Entry(name, (ours, WORDS, *path), leaf.shape, leaf.dtype))
     table += _layer_norm(f"{hf}.LayerNorm", width, ours, "layer_norm")
     if config.projects:
