@@ -25,12 +25,13 @@ class ExportArguments:
     int8: bool = flag(False, "onnx: planned layers in int8, a scale for each token.")
     int8_all: bool = flag(
         False,
-        "onnx: --int8, and the weights of stem, pooler and positions lie in int8 too: the smallest "
-        "file.",
+        "onnx: --int8, and the weights of stem, pooler and positions lie in int8 too, all of them "
+        "in a file beside the graph: the least memory.",
     )
     standard_operators: bool = flag(
         False,
-        "onnx: no operators of onnxruntime's own, so that other runtimes load the graph; slower.",
+        "onnx: no operators of onnxruntime's own, so that other runtimes load the graph. It is "
+        "slower, and every call must name its budget.",
     )
     default_budget: float | None = flag(
         None,

@@ -1,6 +1,7 @@
-"""The format `onnx`: a graph for onnxruntime, of dynamic depth where there is a planner."""
+"""The format `onnx`: a graph of dynamic depth where there is a planner."""
 
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from dpbert_jax.export.formats import (
 from dpbert_jax.model import Model
 
 ARTIFACT = "model.onnx"
+WEIGHTS = "model.onnx.data"  # beside it, of an artifact that is to be small in memory
+SMALLEST_BESIDE = 1024  # bytes of a tensor
 
 
 def _write(folder: Path, model: Model, options: ExportOptions) -> None:
@@ -41,7 +44,18 @@ def _write(folder: Path, model: Model, options: ExportOptions) -> None:
     }
     onnx.helper.set_model_props(written, {key: str(number) for key, number in longest.items()})
     write_beside(folder, model)
-    onnx.save(written, str(folder / ARTIFACT))
+    if not options.int8_all:
+        onnx.save(written, str(folder / ARTIFACT))
+        return
+    # A runtime maps a file beside the graph; what lies in the graph it reads, and copies.
+    onnx.save(
+        written,
+        str(folder / ARTIFACT),
+        save_as_external_data=True,
+        location=WEIGHTS,
+        size_threshold=SMALLEST_BESIDE,
+    )
+    shutil.copymode(folder / ARTIFACT, folder / WEIGHTS)  # onnx makes it for the owner only
 
 
 def _load(folder: Path, model: Model, options: ExportOptions) -> Call:

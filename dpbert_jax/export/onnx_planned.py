@@ -63,7 +63,8 @@ def planned_onnx(
     the table of positions lie in int8 and are computed with in float32: the plans are those of
     `stored_params`.
 
-    With `standard_operators` the graph runs in other runtimes than onnxruntime, and slower there.
+    With `standard_operators` other runtimes than onnxruntime load the graph; `budget` then has no
+    default, and the graph is slower.
 
     Raises:
         UserError: there is no planner, or the rule needs thresholds that were never found.
@@ -77,7 +78,8 @@ def planned_onnx(
     if int8 or int8_all:
         multiply = standard_int8_product if standard_operators else int8_product
         planned = stem._replace(multiply=multiply)
-    if config.default_budget is not None:
+    # Others than onnxruntime take a default for a constant: there every call names its budget.
+    if config.default_budget is not None and not standard_operators:
         graph.constant("budget", config.default_budget)  # under an input's name: its default
     mask = graph.add("Cast", "attention_mask", to=TensorProto.INT32)
     relative = ""  # no input
