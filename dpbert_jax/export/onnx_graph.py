@@ -57,6 +57,17 @@ class Graph:
         bias = self.constant(f"{name}.bias", params["bias"])
         return self.add("Gemm", inputs, kernel, bias, output=output)
 
+    def stored(self, name: str, values: Any, scale: Any) -> str:
+        """A float32 matrix that lies in int8 and is made anew in each call; `scale` broadcasts.
+
+        Not by one node: of one that scales columns, and the product behind it, onnxruntime makes
+        its MatMulNBits, which rounds activations too. Not by a Cast: as a constant's, it would be
+        computed once and kept in float32.
+        """
+        whole = self.constant(f"{name}.stored", values, np.int8)
+        whole = self.add("DequantizeLinear", whole, self.constant("one", 1))
+        return self.add("Mul", whole, self.constant(f"{name}.scale", scale))
+
     def layer_norm(self, inputs: str, name: str, params: Params, epsilon: float) -> str:
         scale = self.constant(f"{name}.scale", params["scale"])
         shift = self.constant(f"{name}.bias", params["bias"])

@@ -17,6 +17,7 @@ from dpbert_jax.export.onnx_graph import MICROSOFT, Graph
 # weights of up to 64, half of what eight bits hold, 2 * 255 * 64 still fits.
 WEIGHT_BOUND = 64
 ACTIVATION_BOUND = 127  # around a zero point of 128
+STORED_PIECE = 2**17  # numbers of a stored kernel that are float32 at a time
 
 
 def int8_product(graph: Graph, inputs: str, name: str, kernel: np.ndarray) -> str:
@@ -63,11 +64,20 @@ def _quantized_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stored_product(graph: Graph, inputs: str, name: str, kernel: np.ndarray) -> str:
-    """A float32 product whose kernel [in, out] lies in int8, with one scale a column."""
+    """A float32 product whose kernel [in, out] lies in int8, with one scale a column.
+
+    It is made float32 piece by piece, so that never much of it is.
+    """
     values, scale = round_rows(kernel.T)
-    values = graph.constant(f"{name}.kernel_stored", values.T, np.int8)
-    scale = graph.constant(f"{name}.kernel_scale", scale)
-    return graph.add("MatMul", inputs, graph.add("DequantizeLinear", values, scale, axis=1))
+    pieces = -(-kernel.size // STORED_PIECE)
+    columns = zip(
+        np.array_split(values.T, pieces, axis=1), np.array_split(scale, pieces), strict=True
+    )
+    products = [
+        graph.add("MatMul", inputs, graph.stored(f"{name}.kernel.{number}", *piece))
+        for number, piece in enumerate(columns)
+    ]
+    return graph.add("Concat", *products, axis=-1) if pieces > 1 else products[0]
 
 
 def stored_rows(graph: Graph, name: str, table: np.ndarray, ids: str) -> str:

@@ -36,6 +36,5 @@ def _cluster(graph: Graph, factors: Params, name: str, place: str, start: int, s
     rows = graph.add("Gather", graph.constant(f"{name}.rows", factors["rows"], np.int8), own)
     rows = graph.add("Cast", rows, to=TensorProto.FLOAT)
     rows = graph.add("Mul", rows, graph.add("Unsqueeze", scale, axis))
-    basis = graph.constant(f"{name}.basis", factors["basis"], np.int8)
-    basis_scale = graph.constant(f"{name}.basis_scale", factors["basis_scale"])
-    return graph.add("MatMul", rows, graph.add("DequantizeLinear", basis, basis_scale, axis=0))
+    scale = np.asarray(factors["basis_scale"])[:, None]
+    return graph.add("MatMul", rows, graph.stored(f"{name}.basis", factors["basis"], scale))
