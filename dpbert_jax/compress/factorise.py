@@ -61,8 +61,11 @@ def factorise(
         clusters: how many; None: the best of `CLUSTERS`.
 
     Raises:
-        UserError: the budget does not pay for a rank of one in each cluster.
+        UserError: the budget does not pay for a rank of one in each cluster, or there are more
+            clusters than tokens.
     """
+    if clusters is not None and clusters > len(weights):
+        raise UserError(f"--clusters is {clusters}, but there are {len(weights)} tokens.")
     table = np.asarray(table, np.float64)
     tried = []
     for number in CLUSTERS if clusters is None else (clusters,):
@@ -105,11 +108,10 @@ def clusters_by_frequency(weights: Float[np.ndarray, " V"], number: int) -> list
     order = np.argsort(-weights, kind="stable")
     reached = np.cumsum(np.sqrt(weights[order]))
     wanted = reached[-1] * np.arange(1, number) / number
-    cuts = np.searchsorted(reached, wanted) + 1
-    # A few tokens may hold more than a part: then a cluster begins right after the last one.
-    cuts = np.maximum(cuts, np.arange(1, number))
-    cuts = np.minimum(cuts, len(order) - number + np.arange(1, number))
-    return np.split(order, np.maximum.accumulate(cuts + 0))
+    # A token may hold more than a part: the clusters after it then have one token each.
+    numbers = np.arange(1, number)
+    cuts = np.maximum.accumulate(np.searchsorted(reached, wanted) + 1 - numbers) + numbers
+    return np.split(order, np.minimum(cuts, len(order) - number + numbers))
 
 
 def _cluster(

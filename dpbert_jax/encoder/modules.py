@@ -5,7 +5,8 @@ PyTorch. Shape letters: B batch, S sequence, D hidden, H heads, K head size, F f
 L layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -59,7 +60,7 @@ def relative_attention(config: EncoderConfig, name: str | None = None) -> Declar
 class WordTable(nn.Module):
     """The parameters of `word_table.look_up`: zeros, until they are made of a trained table."""
 
-    shapes: Params
+    shapes: Mapping[str, Any]
 
     @nn.compact
     def __call__(self) -> Params:
