@@ -93,8 +93,8 @@ def factorise(
     return Factors(
         compression,
         place,
-        tuple(np.float32(each) for each in rows),
-        tuple(np.float32(each) for each in bases),
+        tuple(each.astype(np.float32) for each in rows),
+        tuple(each.astype(np.float32) for each in bases),
         float(lost / (weights @ np.square(table).sum(axis=1))),
     )
 

@@ -79,8 +79,8 @@ def look_up(
 def round_rows(values: Float[np.ndarray, "N M"]) -> tuple[np.ndarray, np.ndarray]:
     """int8 [N, M], and the scale of each row, float32 [N]."""
     largest = np.maximum(np.abs(values).max(axis=1), np.finfo(np.float32).tiny)
-    scale = np.float32(largest / LEVELS)
-    return np.int8(np.round(values / scale[:, None])), scale
+    scale = (largest / LEVELS).astype(np.float32)
+    return np.round(values / scale[:, None]).astype(np.int8), scale
 
 
 def expanded(config: EncoderConfig, params: Params) -> tuple[EncoderConfig, Params]:

@@ -78,10 +78,10 @@ class Format(NamedTuple):
             raise UserError(
                 f"--plan_rule is '{options.plan_rule}', but must be one of {list(PLAN_RULES)}."
             )
-        if options.int8 and not self.takes_int8:
-            raise UserError(f"--int8 is not for --format {self.name}.")
         if options.int8_all and not self.stored:
             raise UserError(f"--int8_all is not for --format {self.name}.")
+        if options.int8 and not self.takes_int8:
+            raise UserError(f"--int8 is not for --format {self.name}.")
         if options.standard_operators and not self.chooses_operators:
             raise UserError(f"--standard_operators is not for --format {self.name}.")
 
