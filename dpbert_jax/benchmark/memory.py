@@ -54,7 +54,8 @@ def measure(args: MemoryArguments) -> dict:
         raise UserError("dpbert benchmark-memory reads /proc: it runs on Linux only.")
     files = [folder / name for name in (ARTIFACT, WEIGHTS) if (folder / name).exists()]
     artifact = sum(path.stat().st_size for path in files)
-    about = (" ".join(config.encoder.inputs), "1" if config.planner else "-")
+    names = " ".join(config.encoder.inputs)
+    about = (str(config.encoder.vocab_size), names, "1" if config.planner else "-")
     empty = _empty_peak()
     print(f"{folder}: {artifact / MEGA:.2f} MB; a process without a model: {empty / MEGA:.1f} MB")
     print("tokens  peak over it, MB")
@@ -80,7 +81,7 @@ def _empty_peak() -> int:
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9)
     with tempfile.TemporaryDirectory() as place:
         onnx.save(model, f"{place}/{ARTIFACT}")
-        return _probe([f"{place}/{ARTIFACT}", str(CALLS), "8", "input_ids", "-"])
+        return _probe([f"{place}/{ARTIFACT}", str(CALLS), "8", "1000", "input_ids", "-"])
 
 
 def _probe(arguments: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """Peak memory of a process that runs an ONNX graph: a script of its own, in a process of its own.
 
-Arguments: the graph; the calls; tokens of a row; the inputs'
+Arguments: the graph; the calls; tokens of a row; the ids that there are; the inputs'
 names, blanks between; the budget, or `-` for a graph that has none. Prints bytes: the most that
 were resident at once, of Linux's VmHWM. Imports no JAX, and nothing of this library.
 """
@@ -13,7 +13,7 @@ import onnxruntime
 
 
 def main() -> None:
-    graph, calls, length, names, budget = sys.argv[1:]
+    graph, calls, length, vocab_size, names, budget = sys.argv[1:]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False  # what a layer no longer needs goes back
@@ -21,7 +21,7 @@ def main() -> None:
     options.add_session_config_entry("session.disable_prepacking", "1")  # no copies of weights
     options.log_severity_level = 3  # it warns of the budget's default, which is meant
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    ids = np.random.default_rng(0).integers(1, 1000, (1, int(length)))
+    ids = np.random.default_rng(0).integers(1, int(vocab_size), (1, int(length)))
     values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": 0 * ids}
     inputs = {name: values[name] for name in names.split()}
     if budget != "-":
