@@ -27,6 +27,21 @@ ROWS, FLOPS = "rows", "flops"
 
 
 @dataclass(frozen=True)
+class EmbeddingCompression:
+    """Clusters that the tokens were sorted into, the most frequent first (`encoder.word_table`)."""
+
+    sizes: tuple[int, ...]  # tokens of each cluster
+    ranks: tuple[int, ...]  # of each cluster's factors
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.sizes) == len(self.ranks) or min(*self.sizes, *self.ranks) < 1:
+            raise UserError(
+                "dpbert.embedding_compression must hold the size and the rank of each cluster, "
+                "none below 1."
+            )
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """Hyper-parameters of an encoder with a head for sequences; by default BERT-base's."""
 
@@ -50,6 +65,7 @@ class EncoderConfig:
     num_labels: int = 2
     labels: tuple[str, ...] | None = None  # class names in id order; None where there are none
     problem_type: ProblemType = SINGLE_LABEL
+    compression: EmbeddingCompression | None = None  # of the word table; None: a plain one
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -66,6 +82,11 @@ class EncoderConfig:
             )
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(f"hidden_act '{self.hidden_act}' is not one of {list(ACTIVATIONS)}.")
+        if self.compression and sum(self.compression.sizes) != self.vocab_size:
+            raise UserError(
+                f"The clusters of dpbert.embedding_compression have {sum(self.compression.sizes)} "
+                f"tokens, but vocab_size is {self.vocab_size}."
+            )
 
     @property
     def family(self) -> Family:
@@ -175,6 +196,8 @@ class DPBertConfig:
                 "dpbert.adapters must have a rank of at least 0 and stand beside a planner, whose "
                 "plans they are for."
             )
+        if self.encoder.compression and not self.planner:
+            raise UserError("dpbert.embedding_compression must stand beside a planner.")
         if self.planner and not 0 <= self.planner.stem_layers < self.encoder.num_hidden_layers:
             raise UserError(
                 f"stem_layers is {self.planner.stem_layers}, but must lie in 0 .. "
@@ -255,6 +278,11 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
     fields["problem_type"] = problem
     extra = values.get("dpbert")
     try:
+        clusters = extra.get("embedding_compression") if extra else None
+        if clusters:
+            fields["compression"] = EmbeddingCompression(
+                tuple(clusters["sizes"]), tuple(clusters["ranks"])
+            )
         encoder = EncoderConfig(**fields)
         if extra is None:
             return DPBertConfig(encoder)
@@ -278,7 +306,8 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
 
 def _keys(family: Family) -> dict[str, str]:
     """Fields of `EncoderConfig` -> keys of the family's `config.json`."""
-    names = [field.name for field in dataclasses.fields(EncoderConfig) if field.name != "labels"]
+    ours = ("labels", "compression")
+    names = [field.name for field in dataclasses.fields(EncoderConfig) if field.name not in ours]
     keys = {name: family.config_keys.get(name, name) for name in names}
     return {name: key for name, key in keys.items() if key is not None}
 
@@ -307,6 +336,8 @@ def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
         }
         if config.adapters:
             values["dpbert"]["adapters"] = dataclasses.asdict(config.adapters)
+        if encoder.compression:
+            values["dpbert"]["embedding_compression"] = dataclasses.asdict(encoder.compression)
     return values
 
 

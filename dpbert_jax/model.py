@@ -111,6 +111,8 @@ class Model:
         *,
         plan_rule: str = "threshold",
         int8: bool = False,
+        int8_all: bool = False,
+        standard_operators: bool = False,
         default_budget: float | None = None,
     ) -> None:
         """Writes the model for another runtime, as `dpbert export` does: a new folder, whole.
@@ -120,6 +122,8 @@ class Model:
                 (`export_formats`).
             plan_rule: the rule inside the artifact; in PyTorch it is an argument of each call.
             int8: the planned layers in int8; `onnx` only.
+            int8_all: that, and the other weights stored in int8; `onnx` only.
+            standard_operators: none of onnxruntime's own; `onnx` only.
             default_budget: of calls that name none. Default: the config's, or else 0.75.
 
         Raises:
@@ -127,7 +131,13 @@ class Model:
                 folder is in use or cannot be written.
         """
         export_format(format).export(
-            self, Path(folder), plan_rule=plan_rule, int8=int8, default_budget=default_budget
+            self,
+            Path(folder),
+            plan_rule=plan_rule,
+            int8=int8,
+            int8_all=int8_all,
+            standard_operators=standard_operators,
+            default_budget=default_budget,
         )
 
     def push_to_hub(

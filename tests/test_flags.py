@@ -80,6 +80,7 @@ NEEDED = {
     "sweep": ["--output_dir", "out"],
     "export": ["--format", "onnx", "--output_dir", "out"],
     "stack": ["--output_dir", "out"],
+    "compress": ["--output_dir", "out"],
     "load-test": ["--rate", "1", "--input_file", "rows.tsv"],
 }
 

@@ -25,6 +25,7 @@ ROOMS = (
     ("serve",),
     ("load",),
     ("study",),
+    ("compress",),
     ("cli",),
 )
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}

@@ -22,6 +22,7 @@ import numpy as np
 
 from dpbert_jax.benchmark import exports, torch_training
 from dpbert_jax.config import DPBertConfig, EncoderConfig, read_config
+from dpbert_jax.encoder.word_table import expanded
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub.folders import save_weights
 from dpbert_jax.model import Model
@@ -58,7 +59,7 @@ def available(names: list[str]) -> tuple[list[str], dict[str, str]]:
 def write_models(folder: Path, names: list[str], model: Model) -> None:
     """Writes what the peers load: a Hugging Face folder, ONNX plain and fused, exports."""
     model = dataclasses.replace(model, params=jax.device_get(model.params))
-    encoder, params = model.config.encoder, model.params
+    encoder, params = expanded(model.config.encoder, model.params)
     for name in names:
         if name in exports.PACKAGES:
             exports.write_export(folder, name, model)

@@ -7,6 +7,7 @@ import numpy as np
 
 from dpbert_jax.benchmark.arguments import BenchmarkArguments
 from dpbert_jax.config import BERT_BASE, DPBertConfig, EncoderConfig, PlannerConfig
+from dpbert_jax.encoder.word_table import expanded
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.inference import Rule
@@ -84,7 +85,8 @@ def random_batch(config: EncoderConfig, rows: int, length: int, seed: int) -> Ba
 
 def subset(model: Model, layers: int) -> Model:
     """A dense model of the first `layers` layers alone: what ideal skipping would compile to."""
-    encoder = dataclasses.replace(model.config.encoder, num_hidden_layers=layers)
+    plain, every = expanded(model.config.encoder, model.params)
+    encoder = dataclasses.replace(plain, num_hidden_layers=layers)
     kept = {f"layer_{i}" for i in range(layers)} | {"embeddings", "head"}
-    params = {name: part for name, part in model.params.items() if name in kept}
+    params = {name: part for name, part in every.items() if name in kept}
     return dataclasses.replace(model, config=DPBertConfig(encoder), params=params, folder=None)

@@ -9,6 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import EncoderConfig
 from dpbert_jax.encoder.operations import DropoutKeys, Params, dense, dropout, layer_norm
+from dpbert_jax.encoder.word_table import look_up
+
+WORDS = "word_embeddings"
 
 
 def positions_of(config: EncoderConfig, input_ids: Any) -> Any:
@@ -25,11 +28,9 @@ def positions_of(config: EncoderConfig, input_ids: Any) -> Any:
 
 
 def table_sizes(config: EncoderConfig) -> dict[str, int]:
-    """Rows of each table of embeddings; all are `token_size` wide."""
-    sizes = {
-        "word_embeddings": config.vocab_size,
-        "position_embeddings": config.max_position_embeddings,
-    }
+    """Rows of each plain table of embeddings; all are `token_size` wide."""
+    words = {} if config.compression else {WORDS: config.vocab_size}
+    sizes = {**words, "position_embeddings": config.max_position_embeddings}
     if config.family.token_types:
         sizes["token_type_embeddings"] = config.type_vocab_size
     return sizes
@@ -55,7 +56,11 @@ def embed(
     def table(name: str, ids: Array) -> Array:
         return jnp.take(jnp.asarray(params[name]["embedding"], dtype), ids, axis=0)
 
-    states = table("word_embeddings", input_ids) + table("position_embeddings", places)
+    if config.compression:
+        states = look_up(config.compression, params[WORDS], input_ids).astype(dtype)
+    else:
+        states = table(WORDS, input_ids)
+    states = states + table("position_embeddings", places)
     if config.family.token_types:
         states = states + table("token_type_embeddings", token_type_ids)
     states = layer_norm(params["layer_norm"], states, config.layer_norm_eps, dtype)

@@ -5,16 +5,18 @@ PyTorch. Shape letters: B batch, S sequence, D hidden, H heads, K head size, F f
 L layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dpbert_jax.config import EncoderConfig
 from dpbert_jax.encoder.adapters import Slots, low_rank, own_values
-from dpbert_jax.encoder.embeddings import table_sizes
+from dpbert_jax.encoder.embeddings import WORDS, table_sizes
 from dpbert_jax.encoder.operations import (
     ACTIVATIONS,
     DropoutKeys,
@@ -23,6 +25,7 @@ from dpbert_jax.encoder.operations import (
     flat_product,
     layer_norm,
 )
+from dpbert_jax.encoder.word_table import factor_shapes
 
 
 class Declared(nn.Module):
@@ -54,6 +57,21 @@ def relative_attention(config: EncoderConfig, name: str | None = None) -> Declar
     return Declared(table, config.initializer_range, name=name)
 
 
+class WordTable(nn.Module):
+    """The parameters of `word_table.look_up`: zeros, until they are made of a trained table."""
+
+    shapes: Mapping[str, Any]
+
+    @nn.compact
+    def __call__(self) -> Params:
+        return {
+            name: self.param(name, lambda _, leaf=leaf: jnp.zeros(leaf.shape, leaf.dtype))
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else WordTable(leaf, name=name)()
+            for name, leaf in self.shapes.items()
+        }
+
+
 class Embeddings(nn.Module):
     """The parameters of `embeddings.embed`."""
 
@@ -67,6 +85,8 @@ class Embeddings(nn.Module):
             name: Declared({"embedding": (size, width)}, stddev, name=name)()
             for name, size in table_sizes(config).items()
         }
+        if config.compression:
+            params[WORDS] = WordTable(factor_shapes(config), name=WORDS)()
         params["layer_norm"] = Declared({"scale": (width,), "bias": (width,)}, name="layer_norm")()
         if config.projects:
             params["projection"] = affine(width, config.hidden_size, stddev, "projection")()

@@ -23,6 +23,16 @@ class ExportArguments:
         "for every input. In PyTorch it is an argument of the model.",
     )
     int8: bool = flag(False, "onnx: planned layers in int8, a scale for each token.")
+    int8_all: bool = flag(
+        False,
+        "onnx: --int8, and the weights of stem, pooler and positions lie in int8 too, all of them "
+        "in a file beside the graph: the least memory.",
+    )
+    standard_operators: bool = flag(
+        False,
+        "onnx: no operators of onnxruntime's own, so that other runtimes load the graph. It is "
+        "slower, and every call must name its budget.",
+    )
     default_budget: float | None = flag(
         None,
         "Budget of calls that name none: 1.0 or one in the trained range; default: what the folder "
@@ -39,7 +49,15 @@ class ExportArguments:
     validation_file: str | None = flag(None, "--verify on your own rows.")
 
     def __post_init__(self) -> None:
-        options = ExportOptions(self.plan_rule, self.int8)
-        export_format(self.format).check(options)
+        export_format(self.format).check(self.options)
         if self.verify_samples < 1:
             raise UserError(f"--verify_samples is {self.verify_samples}, but must be at least 1.")
+
+    @property
+    def options(self) -> ExportOptions:
+        return ExportOptions(
+            self.plan_rule,
+            self.int8 or self.int8_all,
+            self.int8_all,
+            self.standard_operators,
+        )

@@ -20,7 +20,7 @@ from dpbert_jax.model import Model
 def export(args: ExportArguments) -> bool:
     """Writes the artifact; False where --verify found it wrong, and it was taken back."""
     chosen: Format = export_format(args.format)
-    options = ExportOptions(args.plan_rule, args.int8)
+    options = args.options
     if args.verify:
         chosen.require(chosen.to_run, f"--verify of --format {args.format}")
     model = Model.from_pretrained(args.model_name_or_path)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig, write_config
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import unused_folder
 from dpbert_jax.inference import PLAN_RULES, resolve_rule
@@ -35,6 +36,8 @@ class ExportOptions(NamedTuple):
 
     plan_rule: str = "threshold"
     int8: bool = False
+    int8_all: bool = False
+    standard_operators: bool = False
 
 
 class Format(NamedTuple):
@@ -47,6 +50,8 @@ class Format(NamedTuple):
     to_run: tuple[str, ...] = ()
     install: str = ""  # what pip installs them by
     takes_int8: bool = False
+    chooses_operators: bool = False  # standard ones, or a runtime's own
+    stored: Callable[[DPBertConfig, Params], Params] | None = None  # what int8_all makes of weights
     rule_of_call: bool = False  # the plan rule is an argument of every call, fixed by no export
 
     def require(self, modules: tuple[str, ...], purpose: str) -> None:
@@ -73,8 +78,12 @@ class Format(NamedTuple):
             raise UserError(
                 f"--plan_rule is '{options.plan_rule}', but must be one of {list(PLAN_RULES)}."
             )
+        if options.int8_all and not self.stored:
+            raise UserError(f"--int8_all is not for --format {self.name}.")
         if options.int8 and not self.takes_int8:
             raise UserError(f"--int8 is not for --format {self.name}.")
+        if options.standard_operators and not self.chooses_operators:
+            raise UserError(f"--standard_operators is not for --format {self.name}.")
 
     def prepare(self, model: Model, options: ExportOptions, default_budget: float | None) -> Model:
         """The model as it is written: with a budget for calls that name none, and with a tokenizer
@@ -90,8 +99,12 @@ class Format(NamedTuple):
             longest = min(tokenizer.model_max_length, positions)
         tokenizer.model_max_length = longest
         budget = self._default_budget(model.config, options, default_budget)
+        params = model.params
+        if options.int8_all and self.stored and model.config.planner:
+            params = self.stored(model.config, params)
         return dataclasses.replace(
             model,
+            params=params,
             config=dataclasses.replace(model.config, default_budget=budget),
             tokenizer=tokenizer,
             max_seq_length=longest,
@@ -104,6 +117,8 @@ class Format(NamedTuple):
         *,
         plan_rule: str = "threshold",
         int8: bool = False,
+        int8_all: bool = False,
+        standard_operators: bool = False,
         default_budget: float | None = None,
         proof: Callable[[Path, Model], bool] | None = None,
     ) -> bool:
@@ -117,7 +132,7 @@ class Format(NamedTuple):
             UserError: the model cannot be had in this format, or the folder is in use or cannot be
                 written.
         """
-        options = ExportOptions(plan_rule, int8)
+        options = ExportOptions(plan_rule, int8 or int8_all, int8_all, standard_operators)
         self.check(options)
         prepared = self.prepare(model, options, default_budget)
         unused_folder(str(folder), "export:")
@@ -180,6 +195,8 @@ def write_artifact(chosen: Format, folder: Path, model: Model, options: ExportOp
         "format": chosen.name,
         "plan_rule": None if chosen.rule_of_call else options.plan_rule,
         "int8": options.int8,
+        "int8_all": options.int8_all,
+        "standard_operators": options.standard_operators,
         "default_budget": model.config.default_budget,
         "max_seq_length": model.max_seq_length,
         "max_position_embeddings": model.config.encoder.max_position_embeddings,

@@ -4,7 +4,6 @@ Only standard operators, in the pattern that PyTorch's exporter gives a BERT, wh
 optimisers of runtimes know how to fuse.
 """
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -13,7 +12,15 @@ from dpbert_jax.encoder.attention import RELATIVE
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.onnx_graph import Graph
-from dpbert_jax.export.onnx_parts import write_embeddings, write_head, write_relative_bias
+from dpbert_jax.export.onnx_parts import (
+    write_attention,
+    write_embeddings,
+    write_head,
+    write_padding_bias,
+    write_relative_bias,
+)
+
+PARTS = ("query", "key", "value")
 
 
 def dense_onnx(config: EncoderConfig, params: Params) -> onnx.ModelProto:
@@ -29,12 +36,7 @@ def dense_onnx(config: EncoderConfig, params: Params) -> onnx.ModelProto:
         raise UserError(f"hidden_act '{config.hidden_act}' cannot be written to ONNX, only 'gelu'.")
     graph = Graph()
     states = write_embeddings(graph, config, params["embeddings"])
-    mask = "attention_mask"
-    for axis in (1, 2):
-        mask = graph.add("Unsqueeze", mask, graph.constant(f"axis_{axis}", [axis], np.int64))
-    mask = graph.add("Cast", mask, to=TensorProto.FLOAT)
-    masked = graph.add("Sub", graph.constant("one", 1), mask)
-    bias = graph.add("Mul", masked, graph.constant("lowest", np.finfo(np.float32).min))
+    bias = write_padding_bias(graph, "attention_mask")
     if config.family.relative_attention:
         relative = write_relative_bias(graph, config, params[RELATIVE])
         bias = graph.add("Add", bias, relative)
@@ -52,20 +54,8 @@ def dense_onnx(config: EncoderConfig, params: Params) -> onnx.ModelProto:
 def _layer(
     graph: Graph, config: EncoderConfig, params: Params, name: str, states: str, bias: str
 ) -> str:
-    heads = [0, 0, config.num_attention_heads, config.head_size]
-
-    def split(part: str, order: list[int]) -> str:
-        product = graph.dense(states, f"{name}.{part}", params[part])
-        shape = graph.constant("heads", heads, np.int64)
-        return graph.add("Transpose", graph.add("Reshape", product, shape), perm=order)
-
-    query, key = split("query", [0, 2, 1, 3]), split("key", [0, 2, 3, 1])
-    scale = graph.constant("root", config.head_size**0.5)
-    scores = graph.add("Div", graph.add("MatMul", query, key), scale)
-    probs = graph.add("Softmax", graph.add("Add", scores, bias), axis=-1)
-    context = graph.add("MatMul", probs, split("value", [0, 2, 1, 3]))
-    flat = graph.constant("flat", [0, 0, config.hidden_size], np.int64)
-    context = graph.add("Reshape", graph.add("Transpose", context, perm=[0, 2, 1, 3]), flat)
+    parts = [graph.dense(states, f"{name}.{part}", params[part]) for part in PARTS]
+    context = write_attention(graph, config, parts, bias)
     attended = graph.dense(context, f"{name}.attention_output", params["attention_output"])
 
     def norm(total: str, part: str) -> str:

@@ -1,11 +1,14 @@
-"""The format `onnx`: a graph for onnxruntime, of dynamic depth where there is a planner."""
+"""The format `onnx`: a graph of dynamic depth where there is a planner."""
 
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.formats import (
     Answer,
@@ -19,6 +22,8 @@ from dpbert_jax.export.formats import (
 from dpbert_jax.model import Model
 
 ARTIFACT = "model.onnx"
+WEIGHTS = "model.onnx.data"  # beside it, of an artifact that is to be small in memory
+SMALLEST_BESIDE = 1024  # bytes of a tensor
 
 
 def _write(folder: Path, model: Model, options: ExportOptions) -> None:
@@ -28,7 +33,7 @@ def _write(folder: Path, model: Model, options: ExportOptions) -> None:
     from dpbert_jax.export.onnx_planned import planned_onnx
 
     if model.config.planner:
-        written = planned_onnx(model.config, model.params, options.plan_rule, options.int8)
+        written = planned_onnx(model.config, model.params, **options._asdict())
     elif options.int8:
         raise UserError("--int8 is for models with a planner; this one has none.")
     else:
@@ -39,7 +44,18 @@ def _write(folder: Path, model: Model, options: ExportOptions) -> None:
     }
     onnx.helper.set_model_props(written, {key: str(number) for key, number in longest.items()})
     write_beside(folder, model)
-    onnx.save(written, str(folder / ARTIFACT))
+    if not options.int8_all:
+        onnx.save(written, str(folder / ARTIFACT))
+        return
+    # A runtime maps a file beside the graph; what lies in the graph it reads, and copies.
+    onnx.save(
+        written,
+        str(folder / ARTIFACT),
+        save_as_external_data=True,
+        location=WEIGHTS,
+        size_threshold=SMALLEST_BESIDE,
+    )
+    shutil.copymode(folder / ARTIFACT, folder / WEIGHTS)  # onnx makes it for the owner only
 
 
 def _load(folder: Path, model: Model, options: ExportOptions) -> Call:
@@ -62,6 +78,20 @@ def _load(folder: Path, model: Model, options: ExportOptions) -> Call:
     return call
 
 
+def _stored(config: DPBertConfig, params: Params) -> Params:
+    from dpbert_jax.export.onnx_quantize import stored_params
+
+    return stored_params(config, params)
+
+
 FORMAT = Format(
-    "onnx", _write, _load, ("onnx",), ("onnxruntime",), "dpbert-jax[onnx]", takes_int8=True
+    "onnx",
+    _write,
+    _load,
+    ("onnx",),
+    ("onnxruntime",),
+    "dpbert-jax[onnx]",
+    takes_int8=True,
+    chooses_operators=True,
+    stored=_stored,
 )

@@ -20,6 +20,7 @@ class Graph:
     def __init__(self, around: "Graph | None" = None, name: str = "") -> None:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = around.constants if around else {}
+        self.domains: set[str] = around.domains if around else set()  # of all operators
         self._prefix = f"{name}." if name else ""
 
     def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
@@ -37,6 +38,7 @@ class Graph:
         **attributes: Any,
     ) -> str:
         output = output or f"{self._prefix}{kind}_{len(self.nodes)}"
+        self.domains.add(domain)
         # Errors of a runtime name the node: it is called as its output is.
         node = helper.make_node(
             kind, list(inputs), [output], name=output, domain=domain, **attributes
@@ -55,6 +57,17 @@ class Graph:
         bias = self.constant(f"{name}.bias", params["bias"])
         return self.add("Gemm", inputs, kernel, bias, output=output)
 
+    def stored(self, name: str, values: Any, scale: Any) -> str:
+        """A float32 matrix that lies in int8 and is made anew in each call; `scale` broadcasts.
+
+        Not by one node: of one that scales columns, and the product behind it, onnxruntime makes
+        its MatMulNBits, which rounds activations too. Not by a Cast: as a constant's, it would be
+        computed once and kept in float32.
+        """
+        whole = self.constant(f"{name}.stored", values, np.int8)
+        whole = self.add("DequantizeLinear", whole, self.constant("one", 1))
+        return self.add("Mul", whole, self.constant(f"{name}.scale", scale))
+
     def layer_norm(self, inputs: str, name: str, params: Params, epsilon: float) -> str:
         scale = self.constant(f"{name}.scale", params["scale"])
         shift = self.constant(f"{name}.bias", params["bias"])
@@ -66,10 +79,20 @@ class Graph:
         gate = self.add("Add", error, self.constant("one", 1))
         return self.add("Mul", self.add("Mul", inputs, gate), self.constant("half", 0.5))
 
+    def gelu_new(self, inputs: str) -> str:
+        """The one by tanh."""
+        cube = self.add("Mul", self.add("Mul", inputs, inputs), inputs)
+        cube = self.add("Mul", cube, self.constant("cubic", 0.044715))
+        root = self.constant("root_2_by_pi", (2 / np.pi) ** 0.5)
+        inner = self.add("Tanh", self.add("Mul", self.add("Add", inputs, cube), root))
+        gate = self.add("Add", inner, self.constant("one", 1))
+        return self.add("Mul", self.add("Mul", inputs, gate), self.constant("half", 0.5))
+
     def split(self, inputs: str, parts: int) -> list[str]:
         """Equal parts of the last axis."""
         name = f"{self._prefix}Split_{len(self.nodes)}"
         outputs = [f"{name}.{part}" for part in range(parts)]
+        self.domains.add("")
         self.nodes.append(helper.make_node("Split", [inputs], outputs, name=name, axis=-1))
         return outputs
 
@@ -80,5 +103,6 @@ class Graph:
 
     def as_model(self, name: str, inputs: list[Any], outputs: list[Any]) -> onnx.ModelProto:
         made = helper.make_graph(self.nodes, name, inputs, outputs, list(self.constants.values()))
-        opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
+        versions = {"": 17, MICROSOFT: 1}
+        opsets = [helper.make_opsetid(name, versions[name]) for name in sorted(self.domains)]
         return helper.make_model(made, opset_imports=opsets, ir_version=9)

@@ -8,23 +8,33 @@ from dpbert_jax.encoder.attention import FARTHEST, distance_buckets
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.export.onnx_adapters import Own
 from dpbert_jax.export.onnx_graph import Graph
+from dpbert_jax.export.onnx_quantize import stored_product, stored_rows
+from dpbert_jax.export.onnx_words import write_words
 
 IDS = "input_ids"
 
 
-def write_embeddings(graph: Graph, config: EncoderConfig, params: Params) -> str:
-    """What the first layer reads, [B, S, D]."""
+def write_embeddings(
+    graph: Graph, config: EncoderConfig, params: Params, stored: bool = False
+) -> str:
+    """What the first layer reads, [B, S, D]; with `stored`, positions lie in int8."""
 
     def table(name: str, ids: str) -> str:
         return graph.add("Gather", graph.constant(name, params[name]["embedding"]), ids)
 
-    total = table("word_embeddings", IDS)
+    total = write_words(graph, config, params["word_embeddings"], IDS)
     if "token_type_ids" in config.inputs:
         total = graph.add("Add", total, table("token_type_embeddings", "token_type_ids"))
     elif config.family.token_types:  # a single row, the same for each token
         row = params["token_type_embeddings"]["embedding"][0]
         total = graph.add("Add", total, graph.constant("token_type", row))
-    total = graph.add("Add", total, table("position_embeddings", _positions(graph, config)))
+    places = _positions(graph, config)
+    if stored:
+        positions = np.asarray(params["position_embeddings"]["embedding"])
+        places = stored_rows(graph, "position_embeddings", positions, places)
+    else:
+        places = table("position_embeddings", places)
+    total = graph.add("Add", total, places)
     epsilon = config.layer_norm_eps
     states = graph.layer_norm(total, "embeddings", params["layer_norm"], epsilon)
     return graph.dense(states, "projection", params["projection"]) if config.projects else states
@@ -74,12 +84,48 @@ def write_relative_bias(graph: Graph, config: EncoderConfig, params: Params) -> 
     return graph.add("Unsqueeze", graph.add("Transpose", bias, perm=[2, 0, 1]), first)
 
 
+def write_padding_bias(graph: Graph, mask: str) -> str:
+    """What is added to scores, [B, 1, 1, S]: the lowest float where a token is padding."""
+    for axis in (1, 2):
+        mask = graph.add("Unsqueeze", mask, graph.constant(f"axis_{axis}", [axis], np.int64))
+    mask = graph.add("Cast", mask, to=TensorProto.FLOAT)
+    masked = graph.add("Sub", graph.constant("one", 1), mask)
+    return graph.add("Mul", masked, graph.constant("lowest_score", np.finfo(np.float32).min))
+
+
+def write_attention(graph: Graph, config: EncoderConfig, parts: list[str], bias: str) -> str:
+    """Attention of query, key and value [B, S, D], in the pattern that PyTorch's exporter gives."""
+    heads = graph.constant("heads", [0, 0, config.num_attention_heads, config.head_size], np.int64)
+    query, key, value = (
+        graph.add("Transpose", graph.add("Reshape", part, heads), perm=order)
+        for part, order in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+    )
+    scale = graph.constant("root", config.head_size**0.5)
+    scores = graph.add("Div", graph.add("MatMul", query, key), scale)
+    probs = graph.add("Softmax", graph.add("Add", scores, bias), axis=-1)
+    context = graph.add("Transpose", graph.add("MatMul", probs, value), perm=[0, 2, 1, 3])
+    flat = graph.constant("flat_heads", [0, 0, config.hidden_size], np.int64)
+    return graph.add("Reshape", context, flat)
+
+
 def write_head(
-    graph: Graph, config: EncoderConfig, params: Params, states: str, own: Own | None = None
+    graph: Graph,
+    config: EncoderConfig,
+    params: Params,
+    states: str,
+    own: Own | None = None,
+    stored: bool = False,
 ) -> None:
-    """`logits`, from the first token's state; `own` are adapters, where there are any."""
+    """`logits`, from the first token's state.
+
+    `own` are adapters, where there are any; with `stored`, the first kernel lies in int8.
+    """
     first = graph.add("Gather", states, graph.constant("first", 0, np.int64), axis=1)
-    pooled = graph.gemm(first, "pooler", params["pooler"])
+    if stored:
+        pooled = stored_product(graph, first, "pooler", np.asarray(params["pooler"]["kernel"]))
+        pooled = graph.add("Add", pooled, graph.constant("pooler.bias", params["pooler"]["bias"]))
+    else:
+        pooled = graph.gemm(first, "pooler", params["pooler"])
     axis = graph.constant("axis_1", [1], np.int64)
     if own:
         pooled = graph.add("Add", pooled, own.value(graph, "pooler", "bias"))

@@ -3,11 +3,12 @@
 Attention and GELU are written as the operators that onnxruntime fuses a BERT into, since its
 optimiser does not fuse attention inside the branches of an `If`: so the graph runs in onnxruntime
 only, and there at least at the speed of its fused dense BERT times the share of layers that run.
+In standard operators, where they are asked for, it runs elsewhere too.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -18,15 +19,34 @@ from dpbert_jax.encoder.attention import RELATIVE
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.export.onnx_adapters import Own, all_without, where, write_slots
 from dpbert_jax.export.onnx_graph import MICROSOFT, Graph
-from dpbert_jax.export.onnx_parts import write_embeddings, write_head, write_relative_bias
+from dpbert_jax.export.onnx_parts import (
+    write_attention,
+    write_embeddings,
+    write_head,
+    write_padding_bias,
+    write_relative_bias,
+)
 from dpbert_jax.export.onnx_planner import write_planner
-from dpbert_jax.export.onnx_quantize import int8_product
+from dpbert_jax.export.onnx_quantize import int8_product, standard_int8_product, stored_product
 from dpbert_jax.export.onnx_rule import write_rule
 from dpbert_jax.policies.rule import resolve_rule
 
 
+class Form(NamedTuple):
+    """How a layer is written."""
+
+    multiply: Callable[..., str]
+    standard: bool = False  # standard operators only
+
+
 def planned_onnx(
-    config: DPBertConfig, params: Params, plan_rule: str = "threshold", int8: bool = False
+    config: DPBertConfig,
+    params: Params,
+    plan_rule: str = "threshold",
+    int8: bool = False,
+    *,
+    int8_all: bool = False,
+    standard_operators: bool = False,
 ) -> onnx.ModelProto:
     """The model with planner and plan rule inside; batch and sequence are dynamic.
 
@@ -39,7 +59,12 @@ def planned_onnx(
 
     With `int8` the planned layers' products are quantised (weights beforehand, activations token
     by token as they come). Embeddings, stem, planner and head stay float32: the plans are those of
-    the float32 graph.
+    the float32 graph. With `int8_all` that holds as well, and the kernels of stem and pooler and
+    the table of positions lie in int8 and are computed with in float32: the plans are those of
+    `stored_params`.
+
+    With `standard_operators` other runtimes than onnxruntime load the graph; `budget` then has no
+    default, and the graph is slower.
 
     Raises:
         UserError: there is no planner, or the rule needs thresholds that were never found.
@@ -48,15 +73,22 @@ def planned_onnx(
     resolve_rule(config, lowest, plan_rule)  # refuses what cannot be planned
     encoder = config.encoder
     graph = Graph()
-    if config.default_budget is not None:
+    stem = Form(stored_product if int8_all else _product, standard_operators)
+    planned = stem._replace(multiply=_product)
+    if int8 or int8_all:
+        multiply = standard_int8_product if standard_operators else int8_product
+        planned = stem._replace(multiply=multiply)
+    # Others than onnxruntime take a default for a constant: there every call names its budget.
+    if config.default_budget is not None and not standard_operators:
         graph.constant("budget", config.default_budget)  # under an input's name: its default
     mask = graph.add("Cast", "attention_mask", to=TensorProto.INT32)
     relative = ""  # no input
     if encoder.family.relative_attention:
         relative = write_relative_bias(graph, encoder, params[RELATIVE])
-    states = write_embeddings(graph, encoder, params["embeddings"])
+    states = write_embeddings(graph, encoder, params["embeddings"], int8_all)
     for i in range(config.stem_layers):
-        states = _layer(graph, encoder, params[f"layer_{i}"], f"layer_{i}", states, mask, relative)
+        name = f"layer_{i}"
+        states = _layer(graph, encoder, params[name], name, states, mask, relative, stem)
     write_planner(graph, config, params["planner"], states)
     needed = write_rule(graph, config, plan_rule)
     slots = write_slots(graph, config, needed) if config.adapters else ""
@@ -69,14 +101,14 @@ def planned_onnx(
             params=params[f"layer_{i}"],
             name=f"layer_{i}",
             relative=relative,
-            int8=int8,
+            form=planned,
         )
         if config.adapters:
             own = Own(f"layer_{i}", params["adapters"][f"layer_{i}"], slots)
             layer = _with_adapters(config, layer, own, rows)
         states = _where_needed(graph, layer, f"layer_{i}", states, mask, rows, encoder.hidden_size)
     own = Own("head", params["adapters"]["head"], slots) if config.adapters else None
-    write_head(graph, encoder, params["head"], states, own)
+    write_head(graph, encoder, params["head"], states, own, int8_all)
     _layer_mask(graph, config, needed)
 
     def described(name: str, kind: int, *shape: str | int) -> Any:
@@ -103,14 +135,12 @@ def _layer(
     states: str,
     mask: str,
     relative: str,
-    int8: bool = False,
+    form: Form,
     own: Own | None = None,
 ) -> str:
-    multiply = int8_product if int8 else _product
-
     def product(inputs: str, part: str) -> str:
         kernel = np.asarray(params[part]["kernel"])
-        output = multiply(graph, inputs, f"{name}.{part}", kernel)
+        output = form.multiply(graph, inputs, f"{name}.{part}", kernel)
         if own is None or not own.has(part):
             return output
         return graph.add("Add", output, own.low_rank(graph, part, inputs))
@@ -123,20 +153,23 @@ def _layer(
         total = graph.add("Add", graph.add("Add", product(inputs, part), bias(part)), states)
         return _layer_norm(graph, config, params[norm], f"{name}.{norm}", total, own, norm)
 
-    if int8 or (own and own.has("query")):
-        context = _split_attention(
-            graph, config, params, name, states, mask, relative, multiply, own
-        )
-    else:
-        context = _attention(graph, config, params, name, states, mask, relative)
+    fused = form.multiply is _product and not form.standard and not (own and own.has("query"))
+    write = _attention if fused else partial(_split_attention, form=form, own=own)
+    context = write(graph, config, params, name, states, mask, relative)
     states = joined(context, states, "attention_output", "attention_layer_norm")
-    wide = product(states, "intermediate")
-    if config.hidden_act == "relu":
-        activated = graph.add("Relu", graph.add("Add", wide, bias("intermediate")))
-    else:
-        kind = {"gelu": "BiasGelu", "gelu_new": "FastGelu"}[config.hidden_act]
-        activated = graph.add(kind, wide, bias("intermediate"), domain=MICROSOFT)
+    activated = _activation(graph, config, product(states, "intermediate"), bias, form)
     return joined(activated, states, "output", "output_layer_norm")
+
+
+def _activation(
+    graph: Graph, config: EncoderConfig, wide: str, bias: Callable[[str], str], form: Form
+) -> str:
+    kind = {"gelu": "BiasGelu", "gelu_new": "FastGelu"}.get(config.hidden_act)
+    if kind and not form.standard:
+        return graph.add(kind, wide, bias("intermediate"), domain=MICROSOFT)
+    wide = graph.add("Add", wide, bias("intermediate"))
+    standard = {"gelu": graph.gelu, "gelu_new": graph.gelu_new}
+    return standard[config.hidden_act](wide) if kind else graph.add("Relu", wide)
 
 
 def _product(graph: Graph, inputs: str, name: str, kernel: np.ndarray) -> str:
@@ -174,19 +207,25 @@ def _split_attention(
     states: str,
     mask: str,
     relative: str,
-    multiply: Callable[..., str],
+    form: Form,
     own: Own | None,
 ) -> str:
     """The same with a product of another kind before it; scores and values' product are float."""
     kernel, bias = _query_key_value(graph, params, name)
-    product = multiply(graph, states, f"{name}.qkv", kernel)
-    options = _attention_options(config)
+    product = form.multiply(graph, states, f"{name}.qkv", kernel)
     parts = graph.split(product, 3)
     if own and own.has("query"):
         names = ("query", "key", "value")
         added = [own.low_rank(graph, part, states) for part in names]
         parts = [graph.add("Add", *pair) for pair in zip(parts, added, strict=True)]
-    return graph.add("MultiHeadAttention", *parts, bias, mask, relative, **options)
+    if not form.standard:
+        options = _attention_options(config)
+        return graph.add("MultiHeadAttention", *parts, bias, mask, relative, **options)
+    biases = graph.split(bias, 3)
+    parts = [graph.add("Add", *pair) for pair in zip(parts, biases, strict=True)]
+    padding = write_padding_bias(graph, mask)
+    scores = graph.add("Add", padding, relative) if relative else padding
+    return write_attention(graph, config, parts, scores)
 
 
 def _attention_options(config: EncoderConfig) -> dict[str, Any]:

@@ -61,6 +61,13 @@ def save_card(folder: Path, config: DPBertConfig) -> None:
         f"{kind} {', '.join(encoder.labels)}" if encoder.labels else f"{encoder.num_labels} {kind}"
     )
     head = "regression" if encoder.is_regression else head
+    classes = encoder.family.classes
+    plain = (
+        f"The word embeddings are compressed: {classes}ForSequenceClassification cannot read them."
+        if encoder.compression
+        else f"`{classes}ForSequenceClassification.from_pretrained(FOLDER)` loads the same "
+        "weights\nas a plain, dense model."
+    )
     rule = "" if config.calibration else ', plan_rule="top_k"'
     text = f"""---
 library_name: transformers
@@ -89,8 +96,7 @@ made.logits  # [B, {encoder.num_labels}]
 made.layer_mask  # [B, {encoder.num_hidden_layers}], 1 where a layer ran
 ```
 
-`{encoder.family.classes}ForSequenceClassification.from_pretrained(FOLDER)` loads the same weights
-as a plain, dense model.
+{plain}
 """
     write_whole(folder / "README.md", text)
     update_sums(folder, ["README.md"])

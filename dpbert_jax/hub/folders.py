@@ -217,12 +217,18 @@ def load_params(
     """
     tensors = read_tensors(folder, config.encoder)
     table, fresh = key_table(config), tuple(fresh)
+    stored = {e.hf: tensors[e.hf].dtype for e in table if e.hf in tensors}
     flat = {e.path: e.to_ours(tensors.pop(e.hf)) for e in table if e.hf in tensors}
     absent = [e for e in table if e.path not in flat]
     misfits = {
         e.hf: (e, f"{e.hf} has shape {flat[e.path].shape}, expected {e.shape}")
         for e in table
         if e.path in flat and flat[e.path].shape != e.shape
+    }
+    misfits |= {  # whole numbers are never made of others
+        e.hf: (e, f"{e.hf} has type {stored[e.hf]}, expected {np.dtype(e.dtype)}")
+        for e in table
+        if e.path in flat and e.dtype != np.float32 and stored[e.hf] != e.dtype
     }
 
     def may_be_drawn(entry: Entry) -> bool:

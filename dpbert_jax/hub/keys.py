@@ -7,12 +7,14 @@ from functools import reduce
 from operator import getitem
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.attention import RELATIVE
-from dpbert_jax.encoder.embeddings import table_sizes
+from dpbert_jax.encoder.embeddings import WORDS, table_sizes
 from dpbert_jax.encoder.operations import Params
+from dpbert_jax.encoder.word_table import PLACE, factor_shapes
 from dpbert_jax.policies.adapted import adapter_shapes
 from dpbert_jax.policies.planner import planner_products
 
@@ -90,6 +92,7 @@ class Entry(NamedTuple):
     hf: str
     path: tuple[str, ...]
     shape: tuple[int, ...]
+    dtype: Any = np.float32
 
     @property
     def transposed(self) -> bool:
@@ -98,7 +101,7 @@ class Entry(NamedTuple):
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         # A contiguous copy, so that nothing downstream sees a strided view.
-        return np.ascontiguousarray(array.T if self.transposed else array, dtype=np.float32)
+        return np.ascontiguousarray(array.T if self.transposed else array, dtype=self.dtype)
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array.T if self.transposed else array)
@@ -125,6 +128,14 @@ def _embeddings(config: EncoderConfig, prefix: str) -> list[Entry]:
         Entry(f"{hf}.{name}.weight", (ours, name, "embedding"), (size, width))
         for name, size in table_sizes(config).items()
     ]
+    if config.compression:
+        shapes = jax.tree_util.tree_leaves_with_path(factor_shapes(config))
+        for keys, leaf in shapes:
+            path = tuple(key.key for key in keys)
+            # The map lies where the plain table did: a class that knows no factors would draw the
+            # table at random, and warn at most, but of a tensor of another shape it refuses.
+            name = ".".join((f"{hf}.{WORDS}", *path)).replace(PLACE, "weight")
+            table.append(Entry(name, (ours, WORDS, *path), leaf.shape, leaf.dtype))
     table += _layer_norm(f"{hf}.LayerNorm", width, ours, "layer_norm")
     if config.projects:
         table += _dense(

@@ -73,6 +73,11 @@ def open_run(folder: str) -> Run:
     model = Model.from_pretrained(folder)
     if model.config.planner is None:
         raise UserError(f"{folder} has no planner: name the folder that train.py wrote.")
+    if model.config.encoder.compression:
+        raise UserError(
+            f"{folder} has compressed embeddings: name the run that it was made of, whose rows and "
+            "teacher are there."
+        )
     path = model.folder
     assert path is not None
     args = recorded_arguments(path)
@@ -112,16 +117,17 @@ def fit(
     params: Params,
     distilled: np.ndarray | None,
     *,
-    share: float = 1.0,
+    num_steps: int | None = None,
     frozen: Collection[str] = (),
 ) -> Params:
-    """Trains parameters by a loss on the run's rows; `distilled` are the teacher's logits.
+    """Trains parameters by a loss on the run's rows.
 
     Args:
-        share: of the run's steps.
-        frozen: parts of the model that are not trained.
+        distilled: the logits that the loss learns from, [N, C].
+        num_steps: default: as many as the run took after it had its dense model.
+        frozen: parts that stay as they are.
     """
-    args, span = run.args, Span(name, 0, max(round(share * run.steps), 1))
+    args, span = run.args, Span(name, 0, run.steps if num_steps is None else num_steps)
     optimizer = make_optimizer(
         params,
         frozen=frozen,

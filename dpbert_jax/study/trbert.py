@@ -276,7 +276,7 @@ def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
         )
     backbone = jax.tree.map(np.array, dict(model.params))
     params = {**backbone, **initial_selectors(config, run.args.seed)}
-    method = PLANNED if planned else ALONE
+    method, half = PLANNED if planned else ALONE, max(run.steps // 2, 1)
     params = fit(
         run,
         f"{method} {alpha:g}, selectors",
@@ -284,7 +284,7 @@ def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
         config,
         params,
         None,
-        share=0.5,
+        num_steps=half,
         frozen=[*backbone],
     )
     params = fit(
@@ -294,7 +294,7 @@ def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
         config,
         params,
         run.teacher_logits(run.rows.kept),
-        share=0.5,
+        num_steps=half,
         frozen=plan_path(config) if planned else (),
     )
     return save_exits(run.folder / BASELINES / f"{method}_{alpha:g}", params)

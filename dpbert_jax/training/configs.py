@@ -18,6 +18,11 @@ def dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertCo
             f"--max_seq_length is {args.max_seq_length}, but {source} has positions for "
             f"{found.encoder.longest_input} tokens."
         )
+    if found.encoder.compression:
+        raise UserError(
+            f"{source} has compressed embeddings, which cannot be trained: start from the model "
+            "that it was made of, and compress again."
+        )
     encoder = dataclasses.replace(
         found.encoder,
         num_labels=spec.num_labels,

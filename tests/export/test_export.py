@@ -172,6 +172,21 @@ def test_int8_is_judged_by_its_score(tiny_run, tmp_path, monkeypatch, capsys):
     assert "a score that is 0.02 lower" in capsys.readouterr().err
 
 
+def test_int8_throughout_is_held_to_the_plans_and_lies_beside_its_graph(tiny_run, tmp_path):
+    folder = tmp_path / "out"
+    options = {"int8_all": True, "standard_operators": True, "verify": True}
+    assert cli.export(flags(tiny_run, folder, **options))
+    made = json.loads((folder / "export_config.json").read_text())
+    assert made["int8"] and made["int8_all"] and made["standard_operators"]
+    assert "model.onnx.data" in (folder / "SHA256SUMS").read_text()
+    modes = {(folder / f"model.onnx{end}").stat().st_mode for end in ("", ".data")}
+    assert len(modes) == 1
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=providers)
+    names = [each.name for each in session.get_inputs()]
+    assert names[-1] == "budget"  # it has no default: a call must name it
+
+
 def test_an_interrupted_export_leaves_nothing(tiny_run, tmp_path, monkeypatch):
     def fail(folder, model, options):
         (folder / "half").write_text("")
@@ -205,6 +220,8 @@ def test_wrong_calls_are_sentences(tiny_run, tmp_path, monkeypatch):
         flags(tiny_run, tmp_path / "out", "huggingface", plan_rule="best")
     with pytest.raises(UserError, match="--int8 is for models with a planner"):
         cli.export(flags(tiny_run / "teacher", tmp_path / "out", int8=True))
+    with pytest.raises(UserError, match="--int8 is for models with a planner"):
+        cli.export(flags(tiny_run / "teacher", tmp_path / "out", int8_all=True))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"needs onnx, not installed: pip install 'dpbert-jax\[onnx"

@@ -15,7 +15,7 @@ from dpbert_jax.config import read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.arguments import ExportArguments
 from dpbert_jax.export.command import export
-from dpbert_jax.export.formats import Format
+from dpbert_jax.export.formats import ExportOptions, Format
 from dpbert_jax.export_formats import GROUP, export_format, export_format_names
 from dpbert_jax.model import Model
 
@@ -81,7 +81,7 @@ def test_another_package_may_bring_a_format(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export_formats, "entry_points", lambda group: [row] * (group == GROUP))
     model.export("layers", tmp_path / "out", plan_rule="top_k", int8=True)
     text = (tmp_path / "out" / "layers.txt").read_text()
-    assert text == "3 ExportOptions(plan_rule='top_k', int8=True)"
+    assert text == "3 " + repr(ExportOptions("top_k", int8=True))
     made = json.loads((tmp_path / "out" / "export_config.json").read_text())
     assert (made["format"], made["plan_rule"], made["int8"]) == ("layers", "top_k", True)
     assert "layers.txt" in (tmp_path / "out" / "SHA256SUMS").read_text()
@@ -93,6 +93,11 @@ def test_what_cannot_be_exported_is_refused_and_nothing_written(model, tmp_path,
     for flags, words in (
         ({"format": "torchscript"}, "--format is 'torchscript', but must be one of"),
         ({"format": "stablehlo", "int8": True}, "--int8 is not for --format stablehlo"),
+        ({"format": "stablehlo", "int8_all": True}, "--int8_all is not for --format stablehlo"),
+        (
+            {"format": "huggingface", "standard_operators": True},
+            "--standard_operators is not for --format huggingface",
+        ),
         ({"format": "onnx", "plan_rule": "best"}, "--plan_rule is 'best'"),
         ({"format": "onnx", "default_budget": 0.1}, r"--default_budget is 0\.1"),
     ):

@@ -118,6 +118,38 @@ class DPBertAdapters(nn.Module):
         return picked * has.reshape(-1, *[1] * (table.dim() - 1))
 
 
+class DPBertWordEmbeddings(nn.Module):
+    """A word table as int8 factors of clusters of tokens: they are read, never trained.
+
+    `weight` says where each token stands, sorted by cluster.
+    """
+
+    def __init__(self, sizes: list[int], ranks: list[int], width: int):
+        super().__init__()
+        self.sizes = sizes
+        self.register_buffer("weight", torch.zeros(sum(sizes), dtype=torch.int32))
+        for number, (size, rank) in enumerate(zip(sizes, ranks, strict=True)):
+            cluster = nn.Module()
+            cluster.register_buffer("rows", torch.zeros(size, rank, dtype=torch.int8))
+            cluster.register_buffer("row_scale", torch.zeros(size))
+            cluster.register_buffer("basis", torch.zeros(rank, width, dtype=torch.int8))
+            cluster.register_buffer("basis_scale", torch.zeros(rank))
+            self.add_module(f"cluster_{number}", cluster)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        own, total = self.weight[input_ids], 0
+        for number, size in enumerate(self.sizes):
+            cluster = self.get_submodule(f"cluster_{number}")
+            inside = (own >= 0) & (own < size)
+            at = own.clamp(0, size - 1)
+            scale = torch.where(inside, cluster.row_scale[at], 0)
+            rows = cluster.rows[at].to(scale.dtype) * scale.unsqueeze(-1)
+            basis = cluster.basis.to(scale.dtype) * cluster.basis_scale.unsqueeze(-1)
+            total = total + rows @ basis
+            own = own - size
+        return total
+
+
 class DPBertForSequenceClassification(DenseModel):
     """The encoder with a planner; `budget` says what share of its FLOPs to spend.
 
@@ -139,6 +171,11 @@ class DPBertForSequenceClassification(DenseModel):
         )
         self.planner.requires_grad_(False)
         self.least = max(planner["min_layers"] - self.stem_layers, 0)
+        if clusters := config.dpbert.get("embedding_compression"):
+            embeddings = self.base_model.embeddings
+            width = embeddings.word_embeddings.embedding_dim
+            made = DPBertWordEmbeddings(clusters["sizes"], clusters["ranks"], width)
+            embeddings.word_embeddings = made
         self.adapters = self._make_adapters() if config.dpbert.get("adapters") else None
         self.post_init()
 
