@@ -23,7 +23,7 @@ def main() -> None:
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(0).integers(1, int(vocab_size), (1, int(length)))
     values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": 0 * ids}
-    inputs = {name: values[name] for name in names.split()}
+    inputs: dict[str, np.ndarray] = {name: values[name] for name in names.split()}
     if budget != "-":
         inputs["budget"] = np.array(budget, np.float32)
     for _ in range(int(calls)):

@@ -20,10 +20,9 @@ from dpbert_jax.encoder.word_table import LEVELS
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.policies.adapted import adapter_slots
 from dpbert_jax.policies.dpbert import DPBert
-from dpbert_jax.policies.gates import hard_gates
 from dpbert_jax.study.fit import Run, fit
-from dpbert_jax.training.objective import Forward, Moment, planned_rows, stage_loss
-from dpbert_jax.training.rows import teacher_logits
+from dpbert_jax.training.asking import asking, teacher_logits
+from dpbert_jax.training.objective import Forward, Moment, drawn_plans, stage_loss
 from dpbert_jax.training.step import AXIS
 
 FACTORS = "word_factors"  # among the parameters while they are trained
@@ -48,7 +47,7 @@ def heal(run: Run, factors: Factors, epochs: float) -> tuple[Params, Factors]:
         loss,
         run.model.config,
         params,
-        teacher_logits(run.model, run.rows.kept),
+        teacher_logits(run.model, run.rows.kept, asking(jax.default_backend(), run.args)),
         num_steps=math.ceil(epochs * num_batches(len(run.rows.kept), run.batch_size)),
         frozen=("planner",),
     )
@@ -101,17 +100,8 @@ def heal_forward(
     apply: Any = partial(model.apply, {"params": params})
     mask, config = batch["attention_mask"], model.config
     states = apply(batch["input_ids"], mask, batch["token_type_ids"], method="stem")
-    assert config.planner is not None and config.calibration is not None
-    low, high = config.planner.min_budget, config.planner.max_budget
-    budgets = jax.vmap(lambda key: jax.random.uniform(key, minval=low, maxval=high))(
-        fold_rows(row_keys, 1)
-    )
-    grid = (jnp.array(config.calibration.budgets), jnp.array(config.calibration.thresholds))
-    planned = planned_rows(batch["positions"]) > 0
-    thresholds = jnp.where(planned, jnp.interp(budgets, *grid), -jnp.inf)
-    gate_logits = apply(states, mask, method="look")
-    gates = hard_gates(gate_logits, thresholds[:, None], config.num_gates, config.min_gates)
-    gates = jax.lax.stop_gradient(gates)
+    look = apply(states, mask, method="look")
+    gates = drawn_plans(config, look, batch["positions"], row_keys, power=1)
     adapters = params.get("adapters")
     states = apply(states, mask, gates, keys, adapters, method="encode")[-1]
     _, logits = apply(states, keys, adapters, adapter_slots(config, gates), method="pool")

@@ -205,15 +205,19 @@ def drawn_plans(
     gate_logits: Float[Array, "B P"],
     positions: Int[Array, " B"],
     row_keys: Key[Array, " B"],
+    power: int = 2,
 ) -> Float[Array, "B P"]:
     """Plans as at inference, without a gradient: each row at a budget of its own.
 
-    Half of the rows fall into the range's lowest quarter: small plans have furthest to go. One row
-    in `FULL_PATH_EVERY` runs all layers.
+    One row in `FULL_PATH_EVERY` runs all layers.
+
+    Args:
+        power: of what is drawn evenly from 0 to 1. At 2 half of the rows fall into the range's
+            lowest quarter: small plans have furthest to go.
     """
     assert config.planner is not None and config.calibration is not None
     low, high = config.planner.min_budget, config.planner.max_budget
-    draw = jax.vmap(lambda key: low + (high - low) * jax.random.uniform(key) ** 2)
+    draw = jax.vmap(lambda key: low + (high - low) * jax.random.uniform(key) ** power)
     budgets = draw(fold_rows(row_keys, 1))
     grid = (jnp.array(config.calibration.budgets), jnp.array(config.calibration.thresholds))
     planned = planned_rows(positions) > 0
