@@ -34,7 +34,9 @@ VERBS = {
     "compress": Verb("compress.command", "a run's word embeddings as int8 factors", True),
     "export": Verb("export.command", "write a run for PyTorch, ONNX or StableHLO"),
     "benchmark": Verb("benchmark.command", "time what skipping is worth, beside other runtimes"),
-    "benchmark-memory": Verb("benchmark.memory", "a small ONNX export's bytes and peak memory"),
+    "benchmark-memory": Verb(
+        "benchmark.memory", "a small ONNX export's bytes and peak memory", extra="onnx"
+    ),
     "benchmark-training": Verb("benchmark.training", "time a training step beside PyTorch", True),
     "stack": Verb("hub.stack", "derive a deeper encoder by repeating all layers"),
 }

@@ -7,6 +7,7 @@ beartype. Production pays nothing for it.
 import atexit
 import csv
 import dataclasses
+import gc
 import os
 import shutil
 import tempfile
@@ -47,6 +48,19 @@ install_import_hook("dpbert_jax", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 VOCABULARY = "the a cat dog sat ran on mat in sun and it was film walk good bad"
+
+
+MOST_MAPPINGS = 20_000  # Linux has 65,530 for a process, and XLA aborts where they are spent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_let_go():
+    """Each has memory mappings of its own, and a session compiles many thousands."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and len(mappings.read_bytes().splitlines()) > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,8 @@ bench() { # NAME FLAGS...
 fine_tune() { # NAME CACHE FLAGS...
     local name=$1 cache=$2
     shift 2
+    # What an interrupted run left would make a cold one warm.
+    [[ $name == *_cold && ! -s $OUT/$name.json ]] && rm -rf "$OUT/cache/$cache"
     step "$name" env JAX_COMPILATION_CACHE_DIR="$OUT/cache/$cache" \
         "$PYTHON" -m dpbert_jax.benchmark.device_train @ --model_name_or_path "$MODEL" $TRAIN \
         --output_dir "$OUT/runs/$name" --overwrite_output_dir --report_to none "$@"

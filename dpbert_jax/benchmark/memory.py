@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
+
 from dpbert_jax.config import read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.onnx_format import ARTIFACT, WEIGHTS
-from dpbert_jax.flags import list_flag, parse
+from dpbert_jax.flags import flag, parse
 
 CALLS = 40  # as many as an allocator takes to settle
 MEGA = 1e6
+LENGTHS = (32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class MemoryArguments:
     model_name_or_path: str = field(
         metadata={"help": "Folder of an ONNX export; may be given first, without flag."}
     )
-    seq_lengths: list[int] = list_flag([32, 64, 128, 256, 512], "Tokens of a row.")
+    seq_lengths: list[int] | None = flag(
+        None, "Tokens of a row. Default: 32, 64, 128, 256 and 512, as far as the model goes."
+    )
 
     def __post_init__(self) -> None:
-        if not self.seq_lengths or min(self.seq_lengths) < 1:
+        if self.seq_lengths is not None and (not self.seq_lengths or min(self.seq_lengths) < 1):
             raise UserError("--seq_lengths: give one or more numbers of tokens, none below 1.")
 
 
@@ -45,11 +50,10 @@ def measure(args: MemoryArguments) -> dict:
     config = read_config(folder)
     if not (folder / ARTIFACT).is_file():
         raise UserError(f"{folder} holds no {ARTIFACT}: name a folder of `dpbert export`.")
-    longest = max(args.seq_lengths)
-    if longest > config.encoder.longest_input:
-        raise UserError(
-            f"--seq_lengths {longest}: the model has positions for {config.encoder.longest_input}."
-        )
+    longest = config.encoder.longest_input
+    lengths = args.seq_lengths or [length for length in LENGTHS if length <= longest]
+    if max(lengths) > longest:
+        raise UserError(f"--seq_lengths {max(lengths)}: the model has positions for {longest}.")
     if platform.system() != "Linux":
         raise UserError("dpbert benchmark-memory reads /proc: it runs on Linux only.")
     files = [folder / name for name in (ARTIFACT, WEIGHTS) if (folder / name).exists()]
@@ -60,7 +64,7 @@ def measure(args: MemoryArguments) -> dict:
     print(f"{folder}: {artifact / MEGA:.2f} MB; a process without a model: {empty / MEGA:.1f} MB")
     print("tokens  peak over it, MB")
     peaks = {}
-    for length in args.seq_lengths:
+    for length in lengths:
         peak = _probe([str(folder / ARTIFACT), str(CALLS), str(length), *about])
         peaks[length] = peak - empty
         print(f"{length:6d}  {peaks[length] / MEGA:16.1f}")
@@ -70,8 +74,6 @@ def measure(args: MemoryArguments) -> dict:
 
 
 def _empty_peak() -> int:
-    import onnx
-
     number = onnx.TensorProto.INT64
     one = onnx.helper.make_tensor_value_info("input_ids", number, ["batch", "sequence"])
     total = onnx.helper.make_tensor_value_info("total", number, ["batch", "sequence"])
@@ -88,7 +90,8 @@ def _probe(arguments: Sequence[str]) -> int:
     script = Path(__file__).with_name("memory_probe.py")
     done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"onnxruntime cannot run it: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
+        raise UserError(f"onnxruntime cannot run it: {said[-1]}.")
     return int(done.stdout)
 
 

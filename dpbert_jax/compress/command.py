@@ -48,6 +48,8 @@ def compress(args: CompressArguments) -> Path:
     save_folder(folder, model.config, model.params, model.tokenizer)
     shutil.copyfile(run.folder / TRAIN_CONFIG, folder / TRAIN_CONFIG)  # its data and its length
     update_sums(folder, [TRAIN_CONFIG])
+    found = "found anew on rows held out" if args.num_train_epochs else f"those of {run.folder}"
+    print(f"Thresholds: {found}; `eval.py --calibrate` finds them on inputs of yours.")
     _print(args, model, factors, table.nbytes)
     return folder
 

@@ -94,7 +94,8 @@ def heal_forward(
 ) -> Forward:
     """The hard plans of inference at budgets from the trained range, evenly drawn.
 
-    As the training stage `final` has them, but that embeddings and stem learn too.
+    As the training stage `final` has them, but that embeddings and stem learn too; without dropout
+    there, so that plans are those of inference.
     """
     keys = fold_rows(row_keys, 0)
     apply: Any = partial(model.apply, {"params": params})

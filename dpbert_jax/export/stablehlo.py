@@ -13,7 +13,7 @@ from jaxtyping import Array
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.inference.in_graph import encode_cond, forward
-from dpbert_jax.inference.path import DPBertOutput, prepare
+from dpbert_jax.inference.path import Output, prepare
 from dpbert_jax.policies.gates import FREE
 from dpbert_jax.policies.protocol import Planned
 from dpbert_jax.policies.rule import resolve_rule, traced_rule
@@ -51,7 +51,7 @@ def stablehlo_program(
         rule = traced_rule(config, budget, plan_rule)
         forced = jnp.full((arrays[0].shape[0], config.num_gates), FREE)
         run = partial(forward, config, policy, jnp.float32, encode_cond, weights)
-        made: DPBertOutput = run(**inputs, rule=rule, forced=forced)
+        made: Output = run(**inputs, rule=rule, forced=forced)
         return made._asdict()
 
     # Beyond the positions a lookup would answer NaN, not fail.

@@ -28,7 +28,7 @@ from dpbert_jax.inference.in_graph import (
     forward,
 )
 from dpbert_jax.inference.packed import PIECE_TOKENS, Packed
-from dpbert_jax.inference.path import DPBertOutput, Weights, prepare, stem_of
+from dpbert_jax.inference.path import Output, TokenOutput, Weights, prepare, stem_of
 from dpbert_jax.policies.gates import FREE
 from dpbert_jax.policies.protocol import Planned, Policy
 from dpbert_jax.policies.rule import Rule
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 EXECUTORS = ("masked", "cond", "chunked", "packed")
 AUTO = "auto"
 
-Run = Callable[[Mapping[str, np.ndarray], Rule, np.ndarray], DPBertOutput]
+Run = Callable[[Mapping[str, np.ndarray], Rule, np.ndarray], Output]
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,19 @@ class Executor:
     packs: bool = False  # whether it likes many rows at once, of any lengths and in any order
 
     def cost(
-        self, output: DPBertOutput, rows: np.ndarray, lengths: Int[np.ndarray, " B"]
+        self, output: Output, rows: np.ndarray, lengths: Int[np.ndarray, " B"]
     ) -> Float[np.ndarray, " B"]:
         """What some rows of an output cost, a share of the dense FLOPs of rows of these lengths."""
-        tokens = output.tokens
-        mask = np.asarray(output.layer_mask)[rows]
-        return self.policy.cost(mask, lengths if tokens is None else np.asarray(tokens)[rows])
+        if isinstance(output, TokenOutput):
+            lengths = np.asarray(output.tokens)[rows]
+        return self.policy.cost(np.asarray(output.layer_mask)[rows], lengths)
 
     def __call__(
         self,
         batch: Mapping[str, np.ndarray],
         rule: Rule,
         layer_mask: np.ndarray | None = None,
-    ) -> DPBertOutput:
+    ) -> Output:
         """Runs a batch: `input_ids`, `attention_mask`, `token_type_ids`, each int [B, S].
 
         Args:
@@ -81,6 +81,11 @@ class Executor:
                 plan that is no plan; or what comes out is not finite: no answer is made of it.
         """
         rows = check_batch(self.config, batch)
+        if layer_mask is not None and not self.policy.obeys:
+            raise UserError(
+                "A plan was given, but this policy decides while layers run, and obeys none: leave "
+                "it out."
+            )
         forced = forced_gates(self.config, stem_of(self.config, self.policy), layer_mask, rows)
         inputs = {name: batch[name] for name in INPUTS}
         output = self.run(inputs, rule, forced)
@@ -139,7 +144,7 @@ def check_batch(config: DPBertConfig, batch: Mapping[str, np.ndarray]) -> int:
     return shape[0]
 
 
-def finite(output: DPBertOutput) -> Bool[np.ndarray, " B"]:
+def finite(output: Output) -> Bool[np.ndarray, " B"]:
     """Which rows' numbers are ones: argmax and thresholds would make an answer of NaN as well."""
     every = np.concatenate([output.logits, output.gate_logits], axis=1)
     return np.asarray(np.isfinite(every).all(axis=1))
@@ -226,7 +231,7 @@ def make_executor(
         else:
             program = in_graph_program(config, policy, *about)
 
-    def run(batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray) -> DPBertOutput:
+    def run(batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray) -> Output:
         return program(weights, **batch, rule=rule, forced=forced)
 
     def lower(batch: Mapping[str, np.ndarray], rule: Rule) -> Any:

@@ -17,7 +17,7 @@ from dpbert_jax.config import DPBertConfig, EncoderConfig
 from dpbert_jax.encoder.attention import attention_bias, score_bias
 from dpbert_jax.encoder.embeddings import embed
 from dpbert_jax.encoder.inference_layer import LayerAdapters, LayerWeights, run_layer
-from dpbert_jax.inference.path import DPBertOutput, Weights, stem_of, walk
+from dpbert_jax.inference.path import Output, Weights, output_of, stem_of, walk
 from dpbert_jax.policies.protocol import Policy, TokenPolicy
 from dpbert_jax.policies.rule import Rule
 
@@ -142,7 +142,7 @@ def forward(
     token_type_ids: Int[Array, "B S"],
     rule: Rule,
     forced: Float[Array, "B P"],
-) -> DPBertOutput:
+) -> Output:
     """The whole path of an input: embeddings, stem, looks and the layers between them, answer."""
     encoder = config.encoder
     states = embed(encoder, weights.embeddings, input_ids, token_type_ids, dtype)
@@ -179,7 +179,7 @@ def forward(
     )
     first_token = states[:, :, 0].T
     logits, gate_logits = policy.finish(weights.policy, weights.head, first_token, dtype, carry)
-    return DPBertOutput(logits, layer_mask, gate_logits, tokens)
+    return output_of(logits, layer_mask, gate_logits, tokens)
 
 
 def default_chunk_size(platform: str, sequence_length: int) -> int:

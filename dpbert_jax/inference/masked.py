@@ -10,7 +10,7 @@ from dpbert_jax.encoder.attention import RELATIVE, score_bias
 from dpbert_jax.encoder.embeddings import embed
 from dpbert_jax.encoder.modules import Layer
 from dpbert_jax.encoder.operations import Params
-from dpbert_jax.inference.path import DPBertOutput, stem_of, walk
+from dpbert_jax.inference.path import Output, output_of, stem_of, walk
 from dpbert_jax.policies.protocol import Policy
 from dpbert_jax.policies.rule import Rule
 
@@ -25,7 +25,7 @@ def forward_masked(
     token_type_ids: Int[Array, "B S"],
     rule: Rule,
     forced: Float[Array, "B P"],
-) -> DPBertOutput:
+) -> Output:
     """An input's path by the layer that is trained."""
     encoder = config.encoder
     module: Any = Layer(encoder, dtype)
@@ -52,4 +52,4 @@ def forward_masked(
     )
     head = params.get("head", {})
     logits, gate_logits = policy.finish(weights, head, states[:, 0], dtype, carry)
-    return DPBertOutput(logits, layer_mask, gate_logits, tokens)
+    return output_of(logits, layer_mask, gate_logits, tokens)

@@ -21,7 +21,7 @@ from dpbert_jax.encoder.attention import relative_bias
 from dpbert_jax.encoder.embeddings import embed, positions_of
 from dpbert_jax.encoder.inference_layer import LayerAdapters, LayerWeights, run_layer
 from dpbert_jax.encoder.operations import Params
-from dpbert_jax.inference.path import DPBertOutput, Weights, segments, stem_of
+from dpbert_jax.inference.path import Output, Weights, output_of, segments, stem_of
 from dpbert_jax.inference.tiles import Tiles, make_tiles, narrower_widths, split_tiles, tile_width
 from dpbert_jax.policies.protocol import Policy, TokenPolicy
 from dpbert_jax.policies.rule import Rule
@@ -112,9 +112,7 @@ class Packed:
 
             self._select = jax.jit(select, static_argnums=0)
 
-    def __call__(
-        self, batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray
-    ) -> DPBertOutput:
+    def __call__(self, batch: Mapping[str, np.ndarray], rule: Rule, forced: np.ndarray) -> Output:
         batch = {name: np.asarray(array, np.int32) for name, array in batch.items()}
         mask, weights = batch["attention_mask"], self._weights
         if mask.shape not in self._widths:
@@ -143,7 +141,7 @@ class Packed:
         answer = self._finish(len(mask), weights.policy, weights.head, states, carry)
         logits, gate_logits = answer
         kept = jnp.asarray(np.concatenate(tokens, axis=1)) if self._drops else None
-        return DPBertOutput(logits, jnp.asarray(np.concatenate(plan, axis=1)), gate_logits, kept)
+        return output_of(logits, jnp.asarray(np.concatenate(plan, axis=1)), gate_logits, kept)
 
     def _embedded(self, batch: Mapping[str, np.ndarray], every: list[Tiles]) -> Array:
         """Embeddings of the real tokens; what is padding stays zero."""

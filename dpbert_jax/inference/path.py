@@ -22,15 +22,29 @@ from dpbert_jax.policies.rule import Rule
 
 
 class DPBertOutput(NamedTuple):
-    """logits [B, C] float32; layer_mask [B, L], 1 = run; gate_logits [B, P], P = L - stem.
-
-    tokens [B, L]: those that each layer has, of a policy that drops some (`TokenPolicy`).
-    """
+    """logits [B, C] float32; layer_mask [B, L], 1 = run; gate_logits [B, P], P = L - stem."""
 
     logits: Array
     layer_mask: Array
     gate_logits: Array
-    tokens: Array | None = None
+
+
+class TokenOutput(NamedTuple):
+    """What a policy that drops tokens gives; tokens [B, L]: those that each layer has."""
+
+    logits: Array
+    layer_mask: Array
+    gate_logits: Array
+    tokens: Array
+
+
+Output = DPBertOutput | TokenOutput
+
+
+def output_of(logits: Array, layer_mask: Array, gate_logits: Array, tokens: Array | None) -> Output:
+    """An output with the tokens, where there are any to tell."""
+    made = DPBertOutput(logits, layer_mask, gate_logits)
+    return made if tokens is None else TokenOutput(*made, tokens)
 
 
 class Weights(NamedTuple):

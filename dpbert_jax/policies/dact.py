@@ -75,6 +75,10 @@ class Dact:
     def slots(self) -> None:
         return None  # it learns a row's depth on the way
 
+    @property
+    def obeys(self) -> bool:
+        return False
+
     def weights(self, params: Params) -> Params:
         return {n: part for n, part in params.items() if n.startswith(("exit_", "halt_"))}
 

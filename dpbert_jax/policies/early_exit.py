@@ -53,6 +53,10 @@ class EarlyExit:
     def slots(self) -> None:
         return None  # it learns a row's depth on the way
 
+    @property
+    def obeys(self) -> bool:
+        return False
+
     def weights(self, params: Params) -> Params:
         return {name: part for name, part in params.items() if name.startswith("exit_")}
 

@@ -47,6 +47,11 @@ class Policy(Protocol):
         """
         ...
 
+    @property
+    def obeys(self) -> bool:
+        """Whether a plan can be given to it in place of its own."""
+        ...
+
     def weights(self, params: Params) -> Params:
         """Its own part of a model's parameters."""
         ...
@@ -63,7 +68,9 @@ class Policy(Protocol):
         forced: Float[Array, "B N"],
         carry: Carry,
     ) -> tuple[Float[Array, "B N"], Carry]:
-        """Gates of the N layers up to the next look, 1 = run; `forced` ones are as they are told.
+        """Gates of the N layers up to the next look, 1 = run.
+
+        Of a policy that `obeys`, `forced` ones are as they are told.
 
         `number` counts looks from 0.
         """
@@ -110,6 +117,8 @@ class Planned:
 
     Of a model without a planner it is the static policy: no look, every layer runs.
     """
+
+    obeys = True
 
     def __init__(self, config: DPBertConfig) -> None:
         self.config = config

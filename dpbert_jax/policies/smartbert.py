@@ -70,6 +70,10 @@ class SmartBert:
     def slots(self) -> None:
         return None  # it learns a row's depth on the way
 
+    @property
+    def obeys(self) -> bool:
+        return True
+
     def weights(self, params: Params) -> Params:
         return {name: part for name, part in params.items() if name.startswith("gate_")}
 

@@ -60,6 +60,8 @@ class TrBert:
     inner: Policy
 
     def __post_init__(self) -> None:
+        if self.config.encoder.num_hidden_layers < 2:
+            raise UserError("TR-BERT drops tokens between layers, and this model has one.")
         if self.config.encoder.family.relative_attention:
             raise UserError(
                 f"A {self.config.encoder.model_type} tells tokens by their distance, which changes "
@@ -75,6 +77,10 @@ class TrBert:
     @property
     def slots(self) -> None:
         return None
+
+    @property
+    def obeys(self) -> bool:
+        return self.inner.obeys
 
     def weights(self, params: Params) -> Params:
         selectors = {name: part for name, part in params.items() if name.startswith("selector_")}

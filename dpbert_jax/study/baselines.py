@@ -12,15 +12,22 @@ import numpy as np
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag, list_flag, parse
 from dpbert_jax.study.controls import best_static_plan
-from dpbert_jax.study.dact import train_dact
+from dpbert_jax.study.dact import check_dact, train_dact
 from dpbert_jax.study.early_exit import train_exits
 from dpbert_jax.study.fit import held_out_losses, open_run
 from dpbert_jax.study.smartbert import train_smartbert
 from dpbert_jax.study.static import train_static
-from dpbert_jax.study.trbert import ALONE, PLANNED, train_trbert
+from dpbert_jax.study.trbert import ALONE, PLANNED, check_trbert, train_trbert
 
 logger = logging.getLogger(__name__)
 METHODS = ("static", "deebert", "pabee", "dact", "smartbert", ALONE, PLANNED)
+# Flags of some methods only: whose they are, and the defaults.
+KNOBS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
+    "layers": (("static",), ()),
+    "tau": (("dact",), (0.05, 0.01, 0.005, 0.001)),
+    "penalty": (("smartbert",), (0.01, 0.02, 0.05, 0.1)),
+    "alpha": ((ALONE, PLANNED), (0.2, 0.5, 1.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -36,47 +43,67 @@ class BaselineArguments:
     layers: list[int] | None = flag(
         None, "Layers of the static models, each a number. Default: half and two thirds."
     )
-    tau: list[float] = list_flag(
-        [0.05, 0.01, 0.005, 0.001],
-        "Of dact: what a layer costs in its loss, a model for each; larger: fewer layers.",
+    tau: list[float] | None = flag(
+        None,
+        "Of dact: what a layer costs in its loss, a model for each; larger: fewer layers. "
+        "Default: 0.05 0.01 0.005 0.001.",
     )
-    penalty: list[float] = list_flag(
-        [0.01, 0.02, 0.05, 0.1],
-        "Of smartbert: what a layer's probability of running costs in its loss, a model for each.",
+    penalty: list[float] | None = flag(
+        None,
+        "Of smartbert: what a layer's probability of running costs in its loss, a model for "
+        "each. Default: 0.01 0.02 0.05 0.1.",
     )
-    alpha: list[float] = list_flag(
-        [0.2, 0.5, 1.0],
-        "Of trbert and planned_trbert: what tokens cost in the reward, a model for each.",
+    alpha: list[float] | None = flag(
+        None,
+        "Of trbert and planned_trbert: what tokens cost in the reward, a model for each. "
+        "Default: 0.2 0.5 1.",
     )
 
     def __post_init__(self) -> None:
-        for name in ("tau", "penalty", "alpha"):
-            weights = getattr(self, name)
-            if not weights or min(weights) < 0:
-                raise UserError(f"--{name}: give one or more weights, none below 0.")
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown:
             raise UserError(f"--methods {' '.join(unknown)}: must be of {list(METHODS)}.")
+        for name, (methods, _) in KNOBS.items():
+            values = getattr(self, name)
+            if values is not None and not set(methods) & set(self.methods):
+                raise UserError(
+                    f"--{name} is of {' and '.join(methods)}, which --methods does not name."
+                )
+            if name != "layers" and values is not None and (not values or min(values) < 0):
+                raise UserError(f"--{name}: give one or more weights, none below 0.")
 
-    def depths(self, layers: int) -> list[int]:
-        """The numbers of layers asked for, of a model of so many."""
+    def knob(self, name: str) -> list[float]:
+        """A knob's values."""
+        given = getattr(self, name)
+        return list(KNOBS[name][1]) if given is None else given
+
+    def depths(self, fewest: int, layers: int) -> list[int]:
+        """The numbers of layers of the static models, of a model of so many.
+
+        Raises:
+            UserError: a static plan cannot have as many.
+        """
         if self.layers is None:
-            return sorted({layers // 2, layers * 2 // 3})
+            return sorted({max(layers // 2, fewest), max(layers * 2 // 3, fewest)})
+        for depth in self.layers:
+            if not fewest <= depth <= layers:
+                raise UserError(f"--layers {depth}: a static plan has {fewest} to {layers} layers.")
         return self.layers
 
 
 def train_baselines(args: BaselineArguments) -> None:
-    run = open_run(args.model_name_or_path)
-    layers, stem = run.model.config.encoder.num_hidden_layers, run.model.config.stem_layers
-    depths = args.depths(layers)
-    fewest = stem + max(run.model.config.min_gates, 1)
-    for depth in depths:
-        if not fewest <= depth <= layers:
-            raise UserError(f"--layers {depth}: a static plan has {fewest} to {layers} layers.")
-    methods = list(args.methods)
-    if "deebert" in methods and run.model.config.encoder.is_regression:
+    """Trains what was asked for; refuses before it trains anything."""
+    run, methods = open_run(args.model_name_or_path), list(args.methods)
+    config = run.model.config
+    stem, layers = config.stem_layers, config.encoder.num_hidden_layers
+    depths = args.depths(stem + max(config.min_gates, 1), layers) if "static" in methods else []
+    if "deebert" in methods and config.encoder.is_regression:
         logger.info("deebert is left out: entropy needs classes, and this run is a regression.")
         methods.remove("deebert")
+    if "dact" in methods:
+        check_dact(run)
+    for method in {ALONE, PLANNED} & set(methods):
+        check_trbert(run, planned=method == PLANNED)
     if "static" in methods:
         plans, losses = held_out_losses(run)
         mean_losses = losses.mean(axis=0)
@@ -87,14 +114,12 @@ def train_baselines(args: BaselineArguments) -> None:
     for method in ("deebert", "pabee"):
         if method in methods:
             logger.info("%s", train_exits(run, method))
-    if "dact" in methods:
-        for tau in args.tau:
-            logger.info("%s", train_dact(run, tau))
-    if "smartbert" in methods:
-        for penalty in args.penalty:
-            logger.info("%s", train_smartbert(run, penalty))
+    for tau in args.knob("tau") if "dact" in methods else ():
+        logger.info("%s", train_dact(run, tau))
+    for penalty in args.knob("penalty") if "smartbert" in methods else ():
+        logger.info("%s", train_smartbert(run, penalty))
     for method in (ALONE, PLANNED):
-        for alpha in args.alpha if method in methods else ():
+        for alpha in args.knob("alpha") if method in methods else ():
             logger.info("%s", train_trbert(run, alpha, planned=method == PLANNED))
 
 

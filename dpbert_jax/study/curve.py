@@ -102,13 +102,17 @@ def _draw(axes: Axes, points: list[Point], dense_score: float) -> None:
         zorder=0,
     )
     for variant, style in STYLES.items():
-        mine = sorted((p for p in points if p["variant"] == variant), key=lambda p: p["cost"])
-        if mine:
+        own = sorted((p for p in points if p["variant"] == variant), key=lambda p: p["cost"])
+        # A model that has points at several budgets is a line; models at a cost each are one line.
+        several = any(p["budget"] is not None for p in own)
+        models = dict.fromkeys(p.get("trained_at") if several else None for p in own)
+        for model in models:
+            mine = [p for p in own if not several or p.get("trained_at") == model]
             axes.errorbar(
                 [p["cost"] for p in mine],
                 [p["score"] for p in mine],
                 yerr=[p["score_deviation"] or 0.0 for p in mine],
-                label=LABELS[variant],
+                label=" ".join(filter(None, (LABELS[variant], model))),
                 capsize=2,
                 **style,
             )

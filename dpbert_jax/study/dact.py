@@ -82,18 +82,23 @@ def dact_loss(
     }
 
 
-def train_dact(run: Run, tau: float) -> Path:
-    """Trains a DACT-BERT; leaves its weights in the run's folder of baselines.
+def check_dact(run: Run) -> None:
+    """Refuses a run whose task is no single-label classification.
 
     Raises:
-        UserError: the run's task is no single-label classification.
+        UserError: it is another.
     """
-    config = run.teacher.config
-    if config.encoder.problem_type != SINGLE_LABEL:
+    problem = run.teacher.config.encoder.problem_type
+    if problem != SINGLE_LABEL:
         raise UserError(
-            f"--methods dact: {run.folder} is of {config.encoder.problem_type}, but DACT-BERT "
-            "decides between classes of which one is right."
+            f"--methods dact: {run.folder} is of {problem}, but DACT-BERT decides between classes "
+            "of which one is right."
         )
+
+
+def train_dact(run: Run, tau: float) -> Path:
+    """Trains a DACT-BERT; leaves its weights in the run's folder of baselines."""
+    config = run.teacher.config
     params = {**initial_params(config, run.teacher.params), **initial_halting(config)}
     loss = partial(dact_loss, tau, config, compute_dtype(run.args.bf16))
     params = fit(run, f"dact {tau:g}", loss, config, params, None)

@@ -119,6 +119,7 @@ def fit(
     *,
     num_steps: int | None = None,
     frozen: Collection[str] = (),
+    seed: int | None = None,
 ) -> Params:
     """Trains parameters by a loss on the run's rows.
 
@@ -126,8 +127,10 @@ def fit(
         distilled: the logits that the loss learns from, [N, C].
         num_steps: default: as many as the run took after it had its dense model.
         frozen: parts that stay as they are.
+        seed: of batches and draws. Default: the run's.
     """
     args, span = run.args, Span(name, 0, run.steps if num_steps is None else num_steps)
+    seed = args.seed if seed is None else seed
     optimizer = make_optimizer(
         params,
         frozen=frozen,
@@ -145,7 +148,7 @@ def fit(
         optimizer,
         num_steps=span.num_steps,
         accumulation=args.gradient_accumulation_steps,
-        seed=args.seed,
+        seed=seed,
     )
     feed = Feed(
         run.rows.kept,
@@ -153,7 +156,7 @@ def fit(
         batch_size=run.batch_size,
         max_seq_length=args.max_seq_length,
         pad_token_id=config.encoder.pad_token_id,
-        seed=args.seed,
+        seed=seed,
         length_buckets=args.length_buckets,
         teacher_logits=distilled,
     )

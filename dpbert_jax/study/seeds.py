@@ -13,7 +13,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.metrics import score, share_kept
 from dpbert_jax.flags import parse
 from dpbert_jax.study.scorer import Point
-from dpbert_jax.study.sweep_arguments import CONTROLS
+from dpbert_jax.study.sweep_arguments import CONTROLS, OWN_COST
 
 NOTHING = "-"
 
@@ -32,7 +32,7 @@ class Sweep(NamedTuple):
     """What was measured of one run on one validation split.
 
     `planned` is by budget, of the first plan rule: the points that the controls stand beside.
-    `controls` is by name and budget; `static` models, at no budget, stand apart.
+    `controls` is by name and budget; what has a cost of its own stands apart.
     """
 
     folder: str
@@ -41,7 +41,7 @@ class Sweep(NamedTuple):
     dense: dict[str, float]
     planned: dict[float, Point]
     controls: dict[tuple[str, float], Point]
-    static: list[Point]
+    own_cost: list[Point]
 
 
 Sweeps = dict[str, list[Sweep]]  # by task
@@ -82,7 +82,8 @@ def _read_split(folder: str, report: dict[str, Any], split: str) -> Sweep:
     dense = _with_nan(about["dense_metrics"])
     rule = points[0]["variant"]
     planned = {p["budget"]: p for p in points if p["variant"] == rule}
-    controls = [p for p in points if p["variant"] in CONTROLS and p["variant"] != "static"]
+    at_same_cost = set(CONTROLS) - set(OWN_COST)
+    controls = [p for p in points if p["variant"] in at_same_cost]
     setting = {
         "plan rule": rule,
         "budgets": sorted(planned),
@@ -97,7 +98,7 @@ def _read_split(folder: str, report: dict[str, Any], split: str) -> Sweep:
         dense,
         planned,
         {(p["variant"], p["budget"]): p for p in controls},
-        [p for p in points if p["variant"] == "static"],
+        [p for p in points if p["variant"] in OWN_COST],
     )
 
 
@@ -186,22 +187,27 @@ def controls_table(sweeps: Sweeps, measure: str = "score") -> str:
     )
 
 
-def static_table(sweeps: Sweeps) -> str:
-    """Static models, each seed's at their own cost."""
+def own_cost_table(sweeps: Sweeps) -> str:
+    """Static models and other trained methods, each seed's at their own cost."""
     rows = [
         [
             task,
             str(seed.seed),
-            f"{point['mean_layers']:g}",
+            point["variant"],
+            point.get("trained_at") or NOTHING,
+            NOTHING if point["budget"] is None else f"{point['budget']:g}",
+            f"{point['mean_layers']:.3g}",
             f"{point['cost']:.3f}",
             f"{point['score']:.4f}",
             f"{_kept(seed, point):.1f}",
         ]
         for task, seeds in sweeps.items()
         for seed in seeds
-        for point in seed.static
+        for point in seed.own_cost
     ]
-    return _markdown(["task", "seed", "layers", "cost", "score", "kept"], rows)
+    return _markdown(
+        ["task", "seed", "method", "trained at", "budget", "layers", "cost", "score", "kept"], rows
+    )
 
 
 def _budgets(sweeps: Sweeps) -> list[float]:
@@ -246,7 +252,7 @@ def main() -> None:
         "Controls at the same cost; leads in points, each seed": controls_table(sweeps),
         "Agreement with the dense model, likewise": controls_table(sweeps, "agreement"),
     }
-    if any(seed.static for seeds in sweeps.values() for seed in seeds):
-        tables["Static models"] = static_table(sweeps)
+    if any(seed.own_cost for seeds in sweeps.values() for seed in seeds):
+        tables["Methods at their own cost"] = own_cost_table(sweeps)
     for title, table in tables.items():
         print(f"\n{title}\n\n{table}")

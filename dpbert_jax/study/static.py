@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
+from dpbert_jax.encoder.attention import RELATIVE
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.hub import save_folder
@@ -27,7 +28,8 @@ def keep_layers(
 ) -> tuple[DPBertConfig, Params]:
     """A dense model of these layers alone, renumbered from 0."""
     encoder = dataclasses.replace(config.encoder, num_hidden_layers=len(layers))
-    kept = {name: params[name] for name in ("embeddings", "head")}
+    shared = ("embeddings", "head", RELATIVE)
+    kept = {name: params[name] for name in shared if name in params}
     for number, layer in enumerate(layers):
         kept[f"layer_{number}"] = params[f"layer_{layer}"]
     return DPBertConfig(encoder), kept

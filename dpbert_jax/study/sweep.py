@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 COLUMNS = (
     "split",
     "variant",
+    "trained_at",
     "budget",
     "score",
     "score_deviation",
@@ -165,7 +166,7 @@ def _print_table(report: dict[str, Any]) -> None:
 def _cells(point: Point) -> list[str]:
     deviation, latency = point["score_deviation"], point.get("latency_share")
     return [
-        point["variant"],
+        " ".join(filter(None, (point["variant"], point.get("trained_at")))),
         "-" if point["budget"] is None else f"{point['budget']:g}",
         f"{point['score']:.4f}",
         "" if deviation is None else f"{deviation:.4f}",

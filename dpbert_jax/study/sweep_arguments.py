@@ -9,6 +9,8 @@ from dpbert_jax.inference import PLAN_RULES
 UNTRAINED = ("random", "shuffled", "mix", "length")  # plans on the run's own weights
 # models of `dpbert baselines`
 TRAINED = ("static", "deebert", "pabee", "dact", "smartbert", "trbert", "planned_trbert")
+# Each at a cost of its own: no controls of a planned point.
+OWN_COST = ("static", "dact", "smartbert", "trbert", "planned_trbert")
 BANK = "bank"  # of the static ones: a mix at the planned points' cost
 CONTROLS = (*UNTRAINED, *TRAINED, BANK)
 

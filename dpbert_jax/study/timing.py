@@ -10,7 +10,7 @@ from dpbert_jax.benchmark.timing import interleaved
 from dpbert_jax.data import INPUTS, batches
 from dpbert_jax.inference import resolve_rule
 from dpbert_jax.inference.executors import Executor
-from dpbert_jax.inference.path import DPBertOutput
+from dpbert_jax.inference.path import Output
 from dpbert_jax.study.scorer import Scorer, Variant, run_split
 from dpbert_jax.study.sweep_arguments import SweepArguments
 
@@ -34,7 +34,7 @@ def _time_latency(
     made = list(batches(split.take(chosen), 1, run.args.max_seq_length, pad_token_id=pad))
     lengths = [int(batch["attention_mask"].sum()) for batch in made]
 
-    def asked(variant: Variant) -> Callable[[], list[DPBertOutput]]:
+    def asked(variant: Variant) -> Callable[[], list[Output]]:
         execute = executors.setdefault(variant.executor, variant.executor("cond"))
         rules = [variant.rule.of_rows(chosen[batch["indices"]]) for batch in made]
         rows = [{name: batch[name] for name in INPUTS} for batch in made]

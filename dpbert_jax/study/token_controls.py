@@ -24,6 +24,7 @@ from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.early_exit import load_exits
 from dpbert_jax.study.scorer import Point, Scorer
 from dpbert_jax.study.sweep_arguments import SweepArguments
+from dpbert_jax.study.trained_points import trained_at
 from dpbert_jax.study.trbert import (
     ALONE,
     answer_with,
@@ -41,11 +42,11 @@ def token_points(args: SweepArguments, scorer: Scorer) -> list[Point]:
     for folder in sorted((scorer.run.folder / BASELINES).glob(f"{ALONE}_*")):
         if not args.wanted(ALONE):
             break
-        alpha = float(folder.name.removeprefix(f"{ALONE}_"))
+        knob = trained_at(folder, ALONE)
         for control, draws in ((RANDOM, args.draws), (IMPORTANCE, 1)):
             seeds = range(args.seed, args.seed + draws)
             made = [selected_otherwise(scorer, folder, control, seed) for seed in seeds]
-            points.append({**scorer.point(control, None, made), "alpha": alpha})
+            points.append({**scorer.point(control, None, made), "trained_at": knob})
     return points
 
 

@@ -28,7 +28,8 @@ from dpbert_jax.study.trbert import ALONE, PLANNED
 logger = logging.getLogger(__name__)
 
 BISECTIONS = 40
-OWN_COST = {"dact": "tau", "smartbert": "penalty", "trbert": "alpha"}  # what of training settled it
+# What of training settles what they spend.
+KNOBS = {"dact": "tau", "smartbert": "penalty", ALONE: "alpha", PLANNED: "alpha"}
 
 
 def trained_controls(
@@ -51,10 +52,10 @@ def trained_controls(
         for path in found:
             if control == "static":
                 points.append(_static_point(scorer, path))
-            elif control in OWN_COST:
-                points.append(_own_point(scorer, control, path))
             elif control == PLANNED:
-                points += _planned_points(scorer, path, planned)
+                points += _planned_points(args.plan_rules[0], scorer, path, planned)
+            elif control in KNOBS:
+                points.append(_own_point(scorer, control, path))
             else:
                 points += _exit_points(scorer, control, path, planned)
     return points
@@ -83,22 +84,26 @@ def _own_point(scorer: Scorer, method: str, folder: Path) -> Variant:
     executor = partial(make_executor, config=config, params=params, policy=policy)
     made = run_split(scorer.run, scorer.split, executor("packed"), rule)
     point = scorer.point(method, None, [made])
-    trained_at = float(folder.name.removeprefix(f"{method}_"))
-    return Variant({**point, OWN_COST[method]: trained_at}, executor, rule)
+    return Variant({**point, "trained_at": trained_at(folder, method)}, executor, rule)
+
+
+def trained_at(folder: Path, method: str) -> str:
+    """The knob of a model's training and its value, which are in its folder's name."""
+    return f"{KNOBS[method]} {folder.name.removeprefix(f'{method}_')}"
 
 
 def _planned_points(
-    scorer: Scorer, folder: Path, planned: dict[float, Predictions]
+    plan_rule: str, scorer: Scorer, folder: Path, planned: dict[float, Predictions]
 ) -> list[Variant]:
     """Plans of the planned points' budgets, on the tokens that stay: cheaper than these points."""
     config, params = scorer.run.model.config, load_exits(folder)
     executor = partial(make_executor, config=config, params=params, policy=trbert(config))
     execute, points = executor("packed"), []
     for budget in planned:
-        rule = resolve_rule(config, budget)
+        rule = resolve_rule(config, budget, plan_rule)
         point = scorer.point(PLANNED, budget, [run_split(scorer.run, scorer.split, execute, rule)])
-        alpha = float(folder.name.removeprefix(f"{PLANNED}_"))
-        points.append(Variant({**point, OWN_COST[ALONE]: alpha}, executor, rule))
+        point["trained_at"] = trained_at(folder, PLANNED)
+        points.append(Variant(point, executor, rule))
     return points
 
 

@@ -11,7 +11,9 @@ is the run's own model that learns so, under its planner's plans at budgets from
 Ours: the phases have the steps that the run took after its dense model, half each; the expert's
 gradients are the loss's at the states before the first selector, of the model as it is then, not
 computed beforehand; four draws, where theirs are eight; selectors begin with a probability of 0.88
-for every token; an input's drawn tokens are masked in training and really dropped after it.
+for every token; the
+backbone learns half from the labels, half from the teacher, as our own stages do, where theirs
+learns from the teacher alone; tokens are masked in training and really dropped after it.
 """
 
 from functools import partial
@@ -51,6 +53,7 @@ from dpbert_jax.training.stage import plan_path
 DRAWS = 4
 STAYING_BIAS = 2.0  # sigmoid: 0.88
 SELECTORS, BOTH = "selectors", "both"  # phases
+SECOND = 2**29  # the second phase's seeds lie so far off
 ALONE, PLANNED = "trbert", "planned_trbert"  # methods
 
 
@@ -256,24 +259,31 @@ def trbert_loss(
     }
 
 
+def check_trbert(run: Run, planned: bool) -> None:
+    """Refuses a run of which tokens cannot be dropped.
+
+    Raises:
+        UserError: the model's family, its adapters or its stem allow it not.
+    """
+    config = (run.model if planned else run.teacher).config
+    trbert(config)
+    first = selector_layers(config)[0]
+    if planned and config.stem_layers != first:
+        raise UserError(
+            f"--methods {PLANNED}: {run.folder} has a stem of {config.stem_layers} layers, but the "
+            f"first tokens drop out after {first}."
+        )
+
+
 def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
     """Trains selectors, then both; leaves the weights in the run's folder of baselines.
 
     Args:
         planned: whether to begin with the run's own model and follow its plans; else with its
             dense model.
-
-    Raises:
-        UserError: the model's family, its adapters or its stem allow no dropping of tokens.
     """
     model, dtype = run.model if planned else run.teacher, compute_dtype(run.args.bf16)
-    config, first = model.config, selector_layers(model.config)[0]
-    trbert(config)
-    if planned and config.stem_layers != first:
-        raise UserError(
-            f"--methods {PLANNED}: {run.folder} has a stem of {config.stem_layers} layers, but the "
-            f"first tokens drop out after {first}."
-        )
+    config = model.config
     backbone = jax.tree.map(np.array, dict(model.params))
     params = {**backbone, **initial_selectors(config, run.args.seed)}
     method, half = PLANNED if planned else ALONE, max(run.steps // 2, 1)
@@ -296,5 +306,6 @@ def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
         run.teacher_logits(run.rows.kept),
         num_steps=half,
         frozen=plan_path(config) if planned else (),
+        seed=run.args.seed + SECOND,  # other batches and draws than before
     )
     return save_exits(run.folder / BASELINES / f"{method}_{alpha:g}", params)

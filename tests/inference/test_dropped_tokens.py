@@ -60,8 +60,8 @@ def test_executors_drop_the_same_tokens_and_agree(about, random_batch):
         np.testing.assert_array_equal(np.asarray(alone.tokens)[0], tokens[row])
 
 
-def test_what_is_dropped_has_no_say(about, random_batch):
-    """The states of dropped tokens, replaced by anything, change nothing that comes out."""
+def test_dropping_nothing_changes_nothing(about, random_batch):
+    """What drops nothing answers as the model without selectors, what drops some does not."""
     config, params = about
     execute = make_executor("masked", config, params, policy=trbert(config))
     batch = random_batch(6)

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.errors import UserError
 from dpbert_jax.inference import make_executor
+from dpbert_jax.inference.path import TokenOutput
 from dpbert_jax.policies import POLICIES
 from dpbert_jax.policies.rule import Rule
 from dpbert_jax.study.smartbert import initial_gates
@@ -39,12 +41,19 @@ def test_executors_agree_and_rows_are_independent(name, random_params, random_ba
         made = make_executor(executor, CONFIG, params, policy=policy)(batch, RULE)
         np.testing.assert_allclose(made.logits, wanted.logits, rtol=0, atol=1e-4)
         np.testing.assert_array_equal(made.layer_mask, wanted.layer_mask)
+    plan = np.ones((6, 4), np.int8)
+    if policy.obeys:
+        made = make_executor("cond", CONFIG, params, policy=policy)(batch, RULE, plan)
+        assert np.all(made.layer_mask)
+    else:
+        with pytest.raises(UserError, match="obeys none"):
+            make_executor("cond", CONFIG, params, policy=policy)(batch, RULE, plan)
     one = {key: value[2:3] for key, value in batch.items()}
     alone = make_executor("cond", CONFIG, params, policy=policy)(one, RULE)
     np.testing.assert_allclose(alone.logits[0], wanted.logits[2], rtol=0, atol=1e-4)
     mask = np.asarray(wanted.layer_mask)
     lengths = batch["attention_mask"].sum(axis=1)
-    if wanted.tokens is None:
+    if not isinstance(wanted, TokenOutput):
         least = mask.sum(axis=1) / 4  # what a plan costs, and the policy's own is more
     else:
         lengths = np.asarray(wanted.tokens)

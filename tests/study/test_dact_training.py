@@ -17,7 +17,7 @@ from dpbert_jax.inference import make_executor
 from dpbert_jax.policies.dact import Dact, is_settled
 from dpbert_jax.policies.rule import Rule
 from dpbert_jax.problem import REGRESSION
-from dpbert_jax.study.dact import dact_loss, initial_halting, outcome, train_dact
+from dpbert_jax.study.dact import check_dact, dact_loss, initial_halting, outcome
 from dpbert_jax.study.early_exit import EarlyExitBert, initial_params
 from dpbert_jax.study.fit import open_run
 
@@ -121,4 +121,4 @@ def test_a_regression_is_refused(tiny_run):
     )
     teacher = dataclasses.replace(run.teacher, config=DPBertConfig(encoder))
     with pytest.raises(UserError, match="DACT-BERT decides between classes"):
-        train_dact(run._replace(teacher=teacher), 0.1)
+        check_dact(run._replace(teacher=teacher))

@@ -11,9 +11,9 @@ from dpbert_jax.study.seeds import (
     controls_table,
     kept_table,
     main,
+    own_cost_table,
     read_sweeps,
     seed_table,
-    static_table,
 )
 
 
@@ -115,10 +115,26 @@ def test_a_control_that_one_seed_lacks_has_its_leads_and_no_mean(folders, tmp_pa
     ]
 
 
-def test_static_models_stand_at_their_own_cost(folders):
-    assert body(static_table(read_sweeps(folders))) == [
-        ["mrpc", "42", "3", "0.500", "0.7000", "93.3"]
+def test_methods_stand_at_their_own_cost(folders, tmp_path):
+    assert body(own_cost_table(read_sweeps(folders))) == [
+        ["mrpc", "42", "static", "-", "-", "3", "0.500", "0.7000", "93.3"]
     ]
+    points = [
+        point("threshold", 0.6, (0.6,)),
+        {**point("dact", None, (0.5,)), "trained_at": "tau 0.01"},
+        *(
+            {**point("planned_trbert", 0.6, (0.4 + 0.1 * alpha,)), "trained_at": f"alpha {alpha}"}
+            for alpha in (1, 2)
+        ),
+    ]
+    sweeps = read_sweeps([written(tmp_path / "rte", "rte", 42, (0.5,), points)])
+    rows = body(own_cost_table(sweeps))
+    assert [row[2:5] for row in rows] == [
+        ["dact", "tau 0.01", "-"],
+        ["planned_trbert", "alpha 1", "0.6"],
+        ["planned_trbert", "alpha 2", "0.6"],
+    ]
+    assert body(controls_table(sweeps)) == [], "none of them is a control at the same cost"
 
 
 def test_two_validation_splits_are_told_apart(tmp_path):

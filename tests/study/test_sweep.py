@@ -23,7 +23,7 @@ def run_with_baselines(tiny_run, tmp_path_factory):
     methods += ["trbert", "planned_trbert"]
     train_baselines(
         BaselineArguments(
-            str(folder), methods, layers=[2], tau=[0.0, 9.0], penalty=[0.5], alpha=[0.5]
+            str(folder), methods, layers=[2], tau=[0.0, 9.0], penalty=[0.5], alpha=[0.5, 2.0]
         )
     )
     return folder
@@ -59,16 +59,16 @@ def test_every_variant_has_its_points(swept):
     for variant in ("random", "shuffled", "mix", "length"):
         assert [point["budget"] for point in of(report, variant)] == [0.5, 0.7, 0.85]
     assert [point["mean_layers"] for point in of(report, "static")] == [2.0]
-    assert [point["tau"] for point in of(report, "dact")] == [0.0, 9.0]
-    assert [point["penalty"] for point in of(report, "smartbert")] == [0.5]
-    assert [point["alpha"] for point in of(report, "trbert")] == [0.5]
-    (own,) = of(report, "trbert")
+    assert [point["trained_at"] for point in of(report, "dact")] == ["tau 0", "tau 9"]
+    assert [point["trained_at"] for point in of(report, "smartbert")] == ["penalty 0.5"]
+    assert [point["trained_at"] for point in of(report, "trbert")] == ["alpha 0.5", "alpha 2"]
+    own, _ = of(report, "trbert")
     for control in ("trbert_random", "trbert_importance"):
-        (point,) = of(report, control)
+        point, _ = of(report, control)
         assert point["cost"] == pytest.approx(own["cost"], rel=1e-3)
     both = of(report, "planned_trbert")
-    assert [(point["budget"], point["alpha"]) for point in both] == [
-        (budget, 0.5) for budget in (0.5, 0.7, 0.85, 1.0)
+    assert [(point["budget"], point["trained_at"]) for point in both] == [
+        (budget, f"alpha {alpha}") for alpha in (0.5, 2) for budget in (0.5, 0.7, 0.85, 1.0)
     ]
     assert [point["budget"] for point in of(report, "bank")] == [
         0.7,
