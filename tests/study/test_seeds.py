@@ -176,5 +176,5 @@ def test_prints_the_tables_of_the_folders_named(folders, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["seeds", *folders])
     main()
     printed = capsys.readouterr().out
-    for earlier, later in pairwise(["| 96.4 ± 5.1 |", "**0.7000**", "**0.9000**", "Static"]):
+    for earlier, later in pairwise(["| 96.4 ± 5.1 |", "**0.7000**", "**0.9000**", "Methods at"]):
         assert printed.index(earlier) < printed.index(later)
