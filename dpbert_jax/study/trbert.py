@@ -11,9 +11,9 @@ is the run's own model that learns so, under its planner's plans at budgets from
 Ours: the phases have the steps that the run took after its dense model, half each; the expert's
 gradients are the loss's at the states before the first selector, of the model as it is then, not
 computed beforehand; four draws, where theirs are eight; selectors begin with a probability of 0.88
-for every token; the
-backbone learns half from the labels, half from the teacher, as our own stages do, where theirs
-learns from the teacher alone; tokens are masked in training and really dropped after it.
+for every token; the backbone learns half from the labels, half from the teacher, as our own stages
+do, where theirs learns from the teacher alone; tokens are masked in training and really dropped
+after it.
 """
 
 from functools import partial
