@@ -5,7 +5,8 @@ of.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,35 @@ def on_host(platform: str) -> AbstractContextManager[Any]:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
         return nullcontext()
+
+
+class Ahead:
+    """A jitted function whose programs can be compiled by other threads before they are called.
+
+    XLA holds no lock of Python's: while one program computes, others compile.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._programs: dict[Any, Future[Callable[..., Any]]] = {}
+
+    def begin(self, pool: Executor, *arguments: Any) -> None:
+        """Begins to compile for arguments of these shapes, types and places."""
+        known = self._known(arguments)
+        if known not in self._programs:
+            self._programs[known] = pool.submit(self._compiled, *arguments)
+
+    def __call__(self, *arguments: Any) -> Any:
+        begun = self._programs.get(self._known(arguments))
+        return (begun.result() if begun else self._function)(*arguments)
+
+    def _compiled(self, *arguments: Any) -> Callable[..., Any]:
+        return self._function.lower(*arguments).compile()
+
+    @staticmethod
+    def _known(arguments: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arguments)
+        return tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 class Compiled(NamedTuple):

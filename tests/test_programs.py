@@ -3,8 +3,13 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
+import numpy as np
 import pytest
+
+from dpbert_jax.programs import Ahead, compiled_programs
 
 PROGRAM = """
 from dpbert_jax.programs import keep_programs
@@ -38,3 +43,24 @@ def folder_of_a_process(**environment):
 )
 def test_the_folder_is_ours_the_users_none_or_jaxs(environment, folder):
     assert folder_of_a_process(**environment) == folder
+
+
+def test_what_was_begun_ahead_is_not_compiled_again():
+    """Other shapes are, when they are called."""
+
+    def tripled(numbers, shift):
+        return {"sum": 3 * numbers["a"] + shift}
+
+    ahead, five = Ahead(jax.jit(tripled)), np.arange(5, dtype=np.float32)
+    with compiled_programs() as compiled, ThreadPoolExecutor(2) as pool:
+        shape = jax.ShapeDtypeStruct(five.shape, five.dtype)
+        for _ in range(2):
+            ahead.begin(pool, {"a": shape}, np.float32(0))
+    assert [each.name for each in compiled] == ["jit(tripled)"]
+    with compiled_programs() as compiled:
+        found = ahead({"a": five}, np.float32(2))
+    assert not compiled
+    np.testing.assert_array_equal(found["sum"], 3 * five + 2)
+    with compiled_programs() as compiled:
+        np.testing.assert_array_equal(ahead({"a": five[:2]}, np.float32(0))["sum"], 3 * five[:2])
+    assert "jit(tripled)" in {each.name for each in compiled}

@@ -24,6 +24,7 @@ from dpbert_jax.policies.dpbert import DPBert, init_params
 from dpbert_jax.policies.protocol import Planned
 from dpbert_jax.policies.rule import Rule
 from dpbert_jax.training.expected_loss import mean_loss
+from dpbert_jax.training.objective import threshold_grid
 from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.plan_bank import EXHAUSTIVE_GATES, all_plans, drawn_plans
 from dpbert_jax.training.plan_table import STATE_ROWS, tree_program
@@ -99,7 +100,8 @@ def _gradients(
     if stage.needs_teacher:
         classes = config.encoder.num_labels
         shard["teacher_logits"] = Shape((1, 1, sizes.rows, classes), jnp.float32)
-    about = (Shape((1,), jnp.float32), Shape((2,), jnp.uint32), Shape((), jnp.float32))
+    thresholds = jax.eval_shape(lambda: threshold_grid(config))
+    about = (Shape((1,), jnp.float32), Shape((2,), jnp.uint32), Shape((), jnp.float32), thresholds)
     loss = partial(loss_of, stage, DPBert(config, dtype, checkpointing))
     name = _named(f"{stage.name}: gradients", dtype)
     return Program(

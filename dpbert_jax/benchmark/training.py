@@ -35,9 +35,10 @@ from dpbert_jax.flags import flag, parse
 from dpbert_jax.hub import load_params, load_tokenizer, resolve_folder
 from dpbert_jax.hub.folders import save_weights
 from dpbert_jax.policies.dpbert import DPBert, Params, init_params
+from dpbert_jax.training.objective import threshold_grid
 from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.stage import STAGES, Stage, loss_of
-from dpbert_jax.training.step import Step, TrainState, create_state, make_train_step
+from dpbert_jax.training.step import Step, TrainState, TrainStep, create_state
 
 REFERENCE = "torch, dynamic padding"
 MEGABATCHES = 50  # the Trainer's group_by_length sorts within so many batches
@@ -207,7 +208,7 @@ def our_step(
         warmup_ratio=0.0,
         max_grad_norm=torch_training.MAX_GRAD_NORM,
     )
-    step = make_train_step(
+    step = TrainStep(
         partial(loss_of, stage, DPBert(config)),
         optimizer,
         num_steps=torch_training.NUM_STEPS,
@@ -215,7 +216,7 @@ def our_step(
         seed=args.seed,
         devices=jax.local_devices()[:1],
     )
-    return step, create_state(params, optimizer)
+    return partial(step, thresholds=threshold_grid(config)), create_state(params, optimizer)
 
 
 def _timed(step: Step, state: TrainState) -> Timed:

@@ -22,8 +22,8 @@ from dpbert_jax.policies.adapted import adapter_slots
 from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.asking import asking, teacher_logits
-from dpbert_jax.training.objective import Forward, Moment, drawn_plans, stage_loss
-from dpbert_jax.training.step import AXIS
+from dpbert_jax.training.objective import Forward, drawn_plans, stage_loss
+from dpbert_jax.training.step import Moment
 
 FACTORS = "word_factors"  # among the parameters while they are trained
 
@@ -72,7 +72,7 @@ def _loss(model: DPBert, place: Array, params: Params, *about: Any) -> Any:
     embeddings = {**params["embeddings"], "word_embeddings": {"embedding": table}}
     whole = {name: part for name, part in params.items() if name != FACTORS}
     whole["embeddings"] = embeddings
-    return stage_loss(heal_forward, model, whole, *about, axis_name=AXIS)
+    return stage_loss(heal_forward, model, whole, *about)
 
 
 def straight_through(values: Float[Array, "N M"]) -> Float[Array, "N M"]:
@@ -102,7 +102,8 @@ def heal_forward(
     mask, config = batch["attention_mask"], model.config
     states = apply(batch["input_ids"], mask, batch["token_type_ids"], method="stem")
     look = apply(states, mask, method="look")
-    gates = drawn_plans(config, look, batch["positions"], row_keys, power=1)
+    positions, thresholds = batch["positions"], moment.thresholds
+    gates = drawn_plans(config, look, positions, row_keys, thresholds, power=1)
     adapters = params.get("adapters")
     states = apply(states, mask, gates, keys, adapters, method="encode")[-1]
     _, logits = apply(states, keys, adapters, adapter_slots(config, gates), method="pool")

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -30,6 +29,7 @@ from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.early_exit import EarlyExitBert, initial_params, save_exits
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.objective import score_sums
+from dpbert_jax.training.step import Moment
 
 HALTING_BIAS = 2.0  # sigmoid: 0.88
 
@@ -62,18 +62,16 @@ def dact_loss(
     dtype: DTypeLike,
     params: Params,
     batch: dict[str, Array],
-    key: Any,
-    progress: Array,
-    total: Array,
+    moment: Moment,
 ) -> tuple[Array, dict[str, Array]]:
     """One shard's part of the loss, and sums for the log; `layers` is 1 + the sum of p_n."""
-    row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
+    row_keys = moment.row_keys(batch["positions"])
     model: Any = EarlyExitBert(config.encoder, dtype, halts=True)
     said = model.apply({"params": params}, *(batch[name] for name in INPUTS), row_keys)
     answers, shares = outcome(said)
     answer, spent = jnp.log(jnp.maximum(answers[:, -1], LEAST)), shares.sum(axis=1)
     likelihood = jnp.take_along_axis(answer, batch["labels"][:, None], axis=1)[:, 0]
-    loss = jnp.sum(batch["weights"] * (tau * spent - likelihood)) / total
+    loss = jnp.sum(batch["weights"] * (tau * spent - likelihood)) / moment.total
     return loss, {
         "loss": loss,
         "rows": batch["weights"].sum(),

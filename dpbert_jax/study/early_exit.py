@@ -38,6 +38,7 @@ from dpbert_jax.problem import SINGLE_LABEL, ProblemType, answers
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.objective import row_losses, score_sums
+from dpbert_jax.training.step import Moment
 
 Method = Literal["deebert", "pabee"]
 
@@ -98,12 +99,10 @@ def exit_loss(
     dtype: DTypeLike,
     params: Params,
     batch: dict[str, Array],
-    key: Any,
-    progress: Array,
-    total: Array,
+    moment: Moment,
 ) -> tuple[Array, dict[str, Array]]:
     """One shard's part of the loss of all exits, and sums for the log."""
-    row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
+    row_keys = moment.row_keys(batch["positions"])
     inputs = [batch[name] for name in INPUTS]
     model: Any = EarlyExitBert(config.encoder, dtype)
     frozen = method == "deebert"
@@ -117,7 +116,7 @@ def exit_loss(
     else:
         depth = jnp.arange(1, layers + 1, dtype=jnp.float32)
         weights = depth / depth.sum()
-    loss = jnp.sum(batch["weights"] * (each @ weights)) / total
+    loss = jnp.sum(batch["weights"] * (each @ weights)) / moment.total
     rows = batch["weights"].sum()
     return loss, {
         "loss": loss,

@@ -6,6 +6,7 @@ the same rows in batches of the same size, with the same optimizer.
 
 import dataclasses
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +26,12 @@ from dpbert_jax.training.asking import asking, teacher_logits
 from dpbert_jax.training.feed import Feed
 from dpbert_jax.training.held_out_table import held_out_table
 from dpbert_jax.training.loop import Hooks, Span, run_span
+from dpbert_jax.training.objective import threshold_grid
 from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.output import recorded_arguments
 from dpbert_jax.training.rows import Rows, global_batch_size, training_rows
 from dpbert_jax.training.stage import plan_stages
-from dpbert_jax.training.step import Loss, create_state, make_train_step
+from dpbert_jax.training.step import Loss, TrainStep, create_state
 from dpbert_jax.training.task import training_task
 from dpbert_jax.training.tracker import Trackers
 
@@ -143,7 +145,7 @@ def fit(
         warmup_ratio=args.warmup_ratio,
         max_grad_norm=args.max_grad_norm,
     )
-    step = make_train_step(
+    step = TrainStep(
         loss,
         optimizer,
         num_steps=span.num_steps,
@@ -160,6 +162,7 @@ def fit(
         length_buckets=args.length_buckets,
         teacher_logits=distilled,
     )
+    step = partial(step, thresholds=threshold_grid(config))
     unsaved = Hooks(Trackers([]), args.logging_steps, span.num_steps + 1, lambda done, state: None)
     state = run_span(span, step, create_state(params, optimizer), feed, unsaved)
     return jax.device_get(state.params)

@@ -31,6 +31,7 @@ from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.early_exit import save_exits
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.objective import row_losses, score_sums
+from dpbert_jax.training.step import Moment
 
 RUNNING_BIAS = 2.0  # sigmoid: 0.88
 
@@ -82,17 +83,15 @@ def gate_loss(
     dtype: DTypeLike,
     params: Params,
     batch: dict[str, Array],
-    key: Any,
-    progress: Array,
-    total: Array,
+    moment: Moment,
 ) -> tuple[Array, dict[str, Array]]:
     """One shard's part of the loss, and sums for the log."""
-    row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
+    row_keys = moment.row_keys(batch["positions"])
     problem = config.encoder.problem_type
     answer, logits = gated_forward(config, dtype, params, batch, row_keys)
     running = jax.nn.sigmoid(logits).sum(axis=1)
     each = row_losses(answer, batch["labels"], None, problem) + penalty * running
-    loss = jnp.sum(batch["weights"] * each) / total
+    loss = jnp.sum(batch["weights"] * each) / moment.total
     return loss, {
         "loss": loss,
         "rows": batch["weights"].sum(),

@@ -20,7 +20,6 @@ from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.objective import dense_forward, stage_loss
-from dpbert_jax.training.step import AXIS
 
 
 def keep_layers(
@@ -49,7 +48,7 @@ def train_static(run: Run, layer_mask: np.ndarray) -> Path:
     layers = np.flatnonzero(layer_mask).tolist()
     config, params = keep_layers(run.teacher.config, run.teacher.params, layers)
     model = DPBert(config, compute_dtype(run.args.bf16))
-    loss = partial(stage_loss, dense_forward, model, axis_name=AXIS)
+    loss = partial(stage_loss, dense_forward, model)
     distilled = run.teacher_logits(run.rows.kept)
     name = f"static {'.'.join(map(str, layers))}"
     params = fit(run, name, loss, config, params, distilled)

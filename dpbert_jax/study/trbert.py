@@ -49,6 +49,7 @@ from dpbert_jax.study.early_exit import save_exits
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.objective import drawn_plans, row_losses, score_sums
 from dpbert_jax.training.stage import plan_path
+from dpbert_jax.training.step import Moment
 
 DRAWS = 4
 STAYING_BIAS = 2.0  # sigmoid: 0.88
@@ -192,26 +193,24 @@ def trbert_loss(
     dtype: DTypeLike,
     params: Params,
     batch: dict[str, Array],
-    key: Any,
-    progress: Array,
-    total: Array,
+    moment: Moment,
 ) -> tuple[Array, dict[str, Array]]:
     """One shard's part of the loss, and sums for the log; `layers` counts what tokens are left."""
     problem, mask = config.encoder.problem_type, batch["attention_mask"]
-    row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
+    row_keys = moment.row_keys(batch["positions"])
     # What is frozen has no dropout: the whole of it, or what a plan depends on.
     dropout_keys = row_keys if phase == BOTH else None
     states = first_states(config, dtype, params, batch, None if config.planner else dropout_keys)
     gates = None
     if config.planner:
         said = gate_logits(config, params["planner"], states, mask)
-        plans = drawn_plans(config, said, batch["positions"], row_keys)
+        plans = drawn_plans(config, said, batch["positions"], row_keys, moment.thresholds)
         gates = jnp.pad(plans, ((0, 0), (config.stem_layers, 0)), constant_values=1.0)
     if phase == SELECTORS or config.planner:
         states = jax.lax.stop_gradient(states)
     fixed = jax.lax.stop_gradient((params, states))
     scores = jax.lax.cond(
-        progress < 0.5,
+        moment.progress < 0.5,
         lambda: importance(config, dtype, *fixed, mask, batch["labels"], gates),
         lambda: jnp.zeros(mask.shape),
     )
@@ -235,7 +234,7 @@ def trbert_loss(
         stayed = [left.sum(axis=1) / mask.sum(axis=1) for left in masks]
         return logits, sum(each[1:], each[0]), sum(stayed[1:], stayed[0]) / len(stayed)
 
-    copies = (jnp.arange(DRAWS) == 0) & (progress < 0.5)
+    copies = (jnp.arange(DRAWS) == 0) & (moment.progress < 0.5)
     draws = [draw(copies[number], number) for number in range(DRAWS)]
     logits, likelihoods, stayed = (jnp.stack(part) for part in zip(*draws, strict=True))
 
@@ -247,7 +246,7 @@ def trbert_loss(
     each = (advantage * likelihoods).mean(axis=0)
     if phase == BOTH:
         each = each + losses(batch["teacher_logits"]).mean(axis=0)
-    loss = jnp.sum(batch["weights"] * each) / total
+    loss = jnp.sum(batch["weights"] * each) / moment.total
     layers, first = config.encoder.num_hidden_layers, selector_layers(config)[0]
     after = layers - first if gates is None else gates[:, first:].sum(axis=1)
     spent = first + after * stayed.mean(axis=0)

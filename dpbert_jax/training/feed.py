@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpbert_jax.data import Batch, TokenizedSplit, batches, num_batches
+from dpbert_jax.data import Batch, TokenizedSplit, batches, epoch_schedule, num_batches
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,19 @@ class Feed:
                     # Padding rows (index -1) get some row's logits; their weight is 0.
                     batch["teacher_logits"] = self.teacher_logits[batch["indices"]]
                 yield epoch, batch
+
+    def examples(self) -> Iterator[Batch]:
+        """A batch of each length that the first epoch has."""
+        schedule = epoch_schedule(
+            self.split.lengths,
+            self.batch_size,
+            self.max_seq_length,
+            seed=self.seed,
+            length_buckets=self.length_buckets,
+        )
+        lengths = [length for length, _ in schedule]
+        for length in dict.fromkeys(lengths):
+            yield next(self.batches(lengths.index(length)))[1]
 
     def rows_of(self, batch: Batch) -> np.ndarray:
         """Where the batch's real rows stand in the training data."""

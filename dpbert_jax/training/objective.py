@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -27,6 +28,7 @@ from dpbert_jax.policies.gates import (
     straight_through_gates,
 )
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, ProblemType
+from dpbert_jax.training.step import AXIS, Moment
 
 DISTILLATION_TEMPERATURE = 2.0
 DISTILLATION_SHARE = 0.5
@@ -43,14 +45,8 @@ class Forward(NamedTuple):
     gates: Float[Array, "B P"]
 
 
-class Moment(NamedTuple):
-    """What a forward pass may depend on that all rows of a step share."""
-
-    key: Key[Array, ""]  # the same on every shard
-    progress: Float[Array, ""]  # share of the stage's steps done
-    axis_name: str  # of the shards
-
-
+# Budgets, and the threshold of each.
+Thresholds = tuple[Float[Array | np.ndarray, " G"], Float[Array | np.ndarray, " G"]]
 # (model, params, batch, each row's key [B], moment); `batch` as `stage_loss` has it
 ForwardPass = Callable[[DPBert, Params, dict[str, Array], Array, Moment], Forward]
 
@@ -161,7 +157,7 @@ def joint_forward(
     gate_logits = apply(jax.lax.stop_gradient(states), mask, method="look")
     share = share_of_gates(model.config, budget, mask.shape[1])
     counted = batch["weights"] * planned * row_weights(model.config, mask.sum(axis=1))
-    shifted: Any = meet_share(gate_logits, counted, share, moment.axis_name)
+    shifted: Any = meet_share(gate_logits, counted, share, AXIS)
 
     first, last = GATE_TEMPERATURE
     noise = logistic_noise(fold_rows(row_keys, 1), model.config.num_gates)
@@ -191,8 +187,8 @@ def final_forward(
     inputs = (batch["input_ids"], mask, batch["token_type_ids"])
     states = jax.lax.stop_gradient(apply(*inputs, method="stem"))
 
-    config = model.config
-    gates = drawn_plans(config, apply(states, mask, method="look"), batch["positions"], row_keys)
+    config, look = model.config, apply(states, mask, method="look")
+    gates = drawn_plans(config, look, batch["positions"], row_keys, moment.thresholds)
     adapters = params.get("adapters")
     states = apply(states, mask, gates, keys, adapters, method="encode")[-1]
     slots = adapter_slots(config, gates)
@@ -205,6 +201,7 @@ def drawn_plans(
     gate_logits: Float[Array, "B P"],
     positions: Int[Array, " B"],
     row_keys: Key[Array, " B"],
+    thresholds: Thresholds | None,
     power: int = 2,
 ) -> Float[Array, "B P"]:
     """Plans as at inference, without a gradient: each row at a budget of its own.
@@ -212,18 +209,27 @@ def drawn_plans(
     One row in `FULL_PATH_EVERY` runs all layers.
 
     Args:
+        thresholds: `threshold_grid`.
         power: of what is drawn evenly from 0 to 1. At 2 half of the rows fall into the range's
             lowest quarter: small plans have furthest to go.
     """
-    assert config.planner is not None and config.calibration is not None
+    assert config.planner is not None and thresholds is not None
     low, high = config.planner.min_budget, config.planner.max_budget
     draw = jax.vmap(lambda key: low + (high - low) * jax.random.uniform(key) ** power)
     budgets = draw(fold_rows(row_keys, 1))
-    grid = (jnp.array(config.calibration.budgets), jnp.array(config.calibration.thresholds))
     planned = planned_rows(positions) > 0
-    thresholds = jnp.where(planned, jnp.interp(budgets, *grid), -jnp.inf)
-    gates = hard_gates(gate_logits, thresholds[:, None], config.num_gates, config.min_gates)
+    least = jnp.where(planned, jnp.interp(budgets, *thresholds), -jnp.inf)
+    gates = hard_gates(gate_logits, least[:, None], config.num_gates, config.min_gates)
     return jax.lax.stop_gradient(gates)
+
+
+def threshold_grid(config: DPBertConfig) -> Thresholds | None:
+    """The budgets and thresholds of a config; None where it has none."""
+    if config.calibration is None:
+        return None
+    grid = (config.calibration.budgets, config.calibration.thresholds)
+    budgets, thresholds = (np.array(part, np.float32) for part in grid)
+    return budgets, thresholds
 
 
 def stage_loss(
@@ -231,28 +237,22 @@ def stage_loss(
     model: DPBert,
     params: Params,
     batch: dict[str, Array],
-    key: Key[Array, ""],
-    progress: Float[Array, ""],
-    total: Float[Array, ""],
-    axis_name: str,
+    moment: Moment,
 ) -> tuple[Array, dict[str, Array]]:
     """One shard's part of the loss, and sums for the log; parts and gradients add up over shards.
 
     Args:
         batch: arrays with a leading row axis; `weights` is 0 on padding rows, `positions` is the
             row's place in the global batch (it seeds the row's noise).
-        key: the same on every shard.
-        progress: share of the stage's steps done.
-        total: `weights` of the whole global batch.
     """
     config: DPBertConfig = model.config
-    row_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["positions"])
-    out = forward(model, params, batch, row_keys, Moment(key, progress, axis_name))
+    row_keys = moment.row_keys(batch["positions"])
+    out = forward(model, params, batch, row_keys, moment)
 
     weights = batch["weights"]
     problem = config.encoder.problem_type
     losses = row_losses(out.logits, batch["labels"], batch.get("teacher_logits"), problem)
-    loss = jnp.sum(weights * losses) / total
+    loss = jnp.sum(weights * losses) / moment.total
     layers = config.stem_layers + out.gates.sum(axis=-1)
     sums = {
         "loss": loss,

@@ -17,8 +17,9 @@ import dataclasses
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ import numpy as np
 from dpbert_jax import hosts
 from dpbert_jax.bucket import BucketFolder, is_url
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import bucket_length, default_buckets, num_batches
+from dpbert_jax.data import default_buckets, num_batches
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
@@ -36,39 +37,37 @@ from dpbert_jax.evaluation.report import evaluate
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.hub import load_params, save_folder
 from dpbert_jax.model import Model
-from dpbert_jax.policies.dpbert import DPBert, init_params
+from dpbert_jax.policies.dpbert import init_params
 from dpbert_jax.programs import on_host
 from dpbert_jax.run_folder import CHECKPOINTS, TEACHER
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.asking import Asking, asking, teacher_logits
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.checkpoint import Checkpoints, Position
-from dpbert_jax.training.feed import Feed
 from dpbert_jax.training.held_out_table import held_out_table
 from dpbert_jax.training.loop import Hooks, run_span
-from dpbert_jax.training.memory import StepSize, check_memory, memory_explained
+from dpbert_jax.training.memory import check_memory, memory_explained
+from dpbert_jax.training.objective import threshold_grid
 from dpbert_jax.training.output import open_output, write_skipped_rows
 from dpbert_jax.training.preemption import Preemption
 from dpbert_jax.training.prepare import Material, prepare
 from dpbert_jax.training.refit import refit_planner
-from dpbert_jax.training.rows import global_batch_size
 from dpbert_jax.training.stage import (
     PlannedStage,
-    Stage,
     abstract_state,
     all_epochs,
-    loss_of,
     plan_stages,
     stage_optimizer,
-    stage_seed,
 )
-from dpbert_jax.training.step import (
-    Sums,
-    TrainState,
-    create_state,
-    make_train_step,
-    own_positions,
+from dpbert_jax.training.stage_steps import (
+    batch_rows,
+    begin_compiling,
+    make_feed,
+    make_step,
+    stage_config,
+    step_size,
 )
+from dpbert_jax.training.step import Sums, TrainState, TrainStep, create_state
 from dpbert_jax.training.task import columns_of, validation_data
 from dpbert_jax.training.tracker import Tracker, Trackers, make_tracker
 
@@ -95,6 +94,7 @@ class _Run:
     output: _Output
     preemption: Preemption
     asking: Asking
+    steps: list[TrainStep]  # of each stage
 
     @property
     def dtype(self) -> Any:
@@ -153,8 +153,8 @@ def _train(
         buckets = default_buckets(platform, *lengths, epochs=all_epochs(args))
         args = dataclasses.replace(args, length_buckets=buckets)
     rows, columns = material.rows, columns_of(material.task)
-    check_memory(material.planned, _step_size(material, args))
-    batch_size = _batch_size(args)
+    check_memory(material.planned, step_size(material, args))
+    batch_size = batch_rows(args)
     stages = plan_stages(num_batches(len(rows.kept), batch_size), args)
     resolved = {
         **dataclasses.asdict(args),
@@ -173,7 +173,7 @@ def _train(
     )
     restored = checkpoints.restore(
         lambda index: abstract_state(
-            stages[index], _stage_config(material, stages[index].stage), args
+            stages[index], stage_config(material, stages[index].stage), args
         )
     )
     global_step = restored[0] if restored else 0
@@ -182,11 +182,19 @@ def _train(
     tracker = make_tracker(folder, args.report_to, global_step) if folder else Trackers([])
     tracker.log_config(dataclasses.asdict(args))
     output = _Output(Path(args.output_dir), checkpoints, tracker)
-    run = _Run(args, material, stages, output, preemption, asking(platform, args))
+    steps = [make_step(args, material, planned) for planned in stages]
+    run = _Run(args, material, stages, output, preemption, asking(platform, args), steps)
+    # Threads, since XLA compiles outside of Python's lock.
+    pool = ThreadPoolExecutor(os.cpu_count(), "compile")
     try:
         position, state = restored[1:] if restored else (Position(-1, 0), None)
+        # Processes that compile in orders of their own could wait for each other.
+        if run.asking.by_one_program and jax.process_count() == 1:
+            left = list(zip(stages, steps, strict=True))[max(position.stage, 0) :]
+            begin_compiling(args, material, left, pool)
         _run_stages(run, position, state)
     finally:
+        pool.shutdown(cancel_futures=True)
         checkpoints.close()
         tracker.close()
         if bucket and hosts.is_main():
@@ -202,7 +210,7 @@ def _run_stages(run: _Run, position: Position, state: TrainState | None) -> None
         begins = index > position.stage
         if begins:
             params = _handed_over(run, index, params)
-        config = _stage_config(run.material, stage)
+        config = stage_config(run.material, stage)
         if stage.needs_calibration:
             # The same thresholds at the stage's start as from a state of its middle: they depend on
             # parameters that it freezes.
@@ -227,33 +235,12 @@ def _handed_over(run: _Run, index: int, params: Params) -> Params:
         # The dense model is done: it stays as the teacher.
         folder, dense = run.output.folder / TEACHER, run.material.dense
         hosts.on_main(lambda: save_folder(folder, dense, params, run.material.tokenizer))
-    config, needed = _stage_config(run.material, stage), ("planner", "adapters")
+    config, needed = stage_config(run.material, stage), ("planner", "adapters")
     absent = [name for name in needed if getattr(config, name) and name not in params]
     if not absent:
         return params
     with on_host(run.asking.platform):
         return {**params, **jax.device_get(init_params(config, run.args.seed, absent))}
-
-
-def _stage_config(material: Material, stage: Stage) -> DPBertConfig:
-    if stage.needs_adapters:
-        return material.adapted
-    return material.planned if stage.needs_planner else material.dense
-
-
-def _batch_size(args: TrainArguments) -> int:
-    return global_batch_size(args.per_device_train_batch_size, args.gradient_accumulation_steps)
-
-
-def _step_size(material: Material, args: TrainArguments) -> StepSize:
-    """Of the longest rows."""
-    longest = int(material.rows.kept.lengths.max())
-    return StepSize(
-        args.per_device_train_batch_size,
-        bucket_length(longest, args.max_seq_length, args.length_buckets),
-        args.bf16,
-        args.gradient_checkpointing,
-    )
 
 
 def _calibrated(run: _Run, params: Params) -> DPBertConfig:
@@ -275,8 +262,6 @@ def _calibrated(run: _Run, params: Params) -> DPBertConfig:
 def _train_stage(run: _Run, index: int, state: TrainState, config: DPBertConfig) -> Params:
     args, (stage, span) = run.args, run.stages[index]
     material, checkpoints = run.material, run.output.checkpoints
-    kept = material.rows.kept
-    distilled = run.teacher_logits if stage.needs_teacher else None
     best = None
     if stage.keeps_best and args.keep_best is not None:
         best = BestEpoch(
@@ -294,35 +279,17 @@ def _train_stage(run: _Run, index: int, state: TrainState, config: DPBertConfig)
     def save(stage_step: int, state: TrainState) -> None:
         checkpoints.save(span.first_step + stage_step, Position(index, stage_step), state)
 
-    seed = stage_seed(stage, args.seed)
-    model = DPBert(config, run.dtype, args.gradient_checkpointing)
-    compiled = make_train_step(
-        partial(loss_of, stage, model),
-        stage_optimizer(state.params, stage, span, config, args),
-        num_steps=span.num_steps,
-        accumulation=args.gradient_accumulation_steps,
-        seed=seed,
-    )
-    size = _step_size(material, args)
+    train_step, thresholds = run.steps[index], threshold_grid(config)
+    size = step_size(material, args)
 
     def step(
         state: TrainState, batch: dict[str, np.ndarray], signal: int
     ) -> tuple[TrainState, Sums]:
         checkpoints.check()  # a save in the background may have failed since
         with memory_explained(config, size):
-            return compiled(state, batch, signal)
+            return train_step(state, batch, signal, thresholds)
 
-    feed = Feed(
-        kept,
-        material.rows.kept_numbers,
-        batch_size=_batch_size(args),
-        max_seq_length=args.max_seq_length,
-        pad_token_id=config.encoder.pad_token_id,
-        seed=seed,
-        length_buckets=args.length_buckets,
-        teacher_logits=distilled,
-        own=own_positions(_batch_size(args), args.gradient_accumulation_steps),
-    )
+    feed = make_feed(args, material, stage, run.teacher_logits if stage.needs_teacher else None)
     hooks = Hooks(
         run.output.tracker,
         args.logging_steps,

@@ -26,7 +26,7 @@ from dpbert_jax.training.objective import (
     stage_loss,
 )
 from dpbert_jax.training.optimizer import make_optimizer
-from dpbert_jax.training.step import AXIS, TrainState, create_state
+from dpbert_jax.training.step import TrainState, create_state
 
 
 def nothing(config: DPBertConfig) -> frozenset[str]:
@@ -151,7 +151,7 @@ def loss_of(stage: Stage, model: DPBert, params: Params, *about: Any) -> Any:
         name: jax.lax.stop_gradient(part) if name in frozen else part
         for name, part in params.items()
     }
-    return stage.loss(model, held, *about, axis_name=AXIS)
+    return stage.loss(model, held, *about)
 
 
 def stage_optimizer(

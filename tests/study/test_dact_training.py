@@ -20,6 +20,7 @@ from dpbert_jax.problem import REGRESSION
 from dpbert_jax.study.dact import check_dact, dact_loss, initial_halting, outcome
 from dpbert_jax.study.early_exit import EarlyExitBert, initial_params
 from dpbert_jax.study.fit import open_run
+from dpbert_jax.training.step import Moment
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=3))
 
@@ -44,7 +45,7 @@ def labelled(batch):
 
 def test_the_loss_moves_everything_and_is_the_answer_s_and_the_shares(random_batch, halting_params):
     batch = labelled(random_batch(4))
-    about = (batch, jax.random.key(0), jnp.float32(0), jnp.float32(4))
+    about = (batch, Moment(jax.random.key(0), jnp.float32(0), jnp.float32(4)))
     gradients, sums = jax.jit(jax.grad(partial(dact_loss, 0.1, CONFIG, jnp.float32), has_aux=True))(
         halting_params, *about
     )
@@ -56,7 +57,7 @@ def test_the_loss_moves_everything_and_is_the_answer_s_and_the_shares(random_bat
     )
     assert 1 <= float(sums["layers"]) / 4 <= 3
     model = EarlyExitBert(CONFIG.encoder, halts=True)
-    keys = jax.vmap(lambda p: jax.random.fold_in(about[1], p))(batch["positions"])
+    keys = about[1].row_keys(batch["positions"])
     said = model.apply({"params": halting_params}, *(batch[name] for name in INPUTS), keys)
     answers, shares = outcome(said)
     own = np.take_along_axis(np.asarray(answers[:, -1]), np.asarray(batch["labels"])[:, None], 1)
@@ -74,7 +75,7 @@ def test_a_larger_tau_means_fewer_layers(random_batch, random_params):
 
         @jax.jit
         def step(params, state, key, loss=loss, optimizer=optimizer):
-            about = (batch, key, jnp.float32(0), jnp.float32(8))
+            about = (batch, Moment(key, jnp.float32(0), jnp.float32(8)))
             gradients, sums = jax.grad(loss, has_aux=True)(params, *about)
             updates, state = optimizer.update(gradients, state)
             return optax.apply_updates(params, updates), state, sums["layers"]

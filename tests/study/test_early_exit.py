@@ -23,6 +23,7 @@ from dpbert_jax.study.early_exit import (
     initial_params,
     patience_exits,
 )
+from dpbert_jax.training.step import Moment
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=3))
 
@@ -50,7 +51,7 @@ def test_what_each_method_trains(method, random_params, random_batch):
     }
     loss = partial(exit_loss, method, CONFIG, jnp.float32)
     gradient, sums = jax.jit(jax.grad(loss, has_aux=True))(
-        params, batch, jax.random.key(0), jnp.float32(0), jnp.float32(4)
+        params, batch, Moment(jax.random.key(0), jnp.float32(0), jnp.float32(4))
     )
     moved = {name for name, part in gradient.items() if any(map(np.any, jax.tree.leaves(part)))}
     wanted = {"exit_0", "exit_1"} if method == "deebert" else set(params)

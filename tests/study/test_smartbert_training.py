@@ -14,6 +14,7 @@ from dpbert_jax.inference import make_executor
 from dpbert_jax.policies.rule import Rule
 from dpbert_jax.policies.smartbert import SmartBert, run_logits
 from dpbert_jax.study.smartbert import RUNNING_BIAS, gate_loss, gated_forward, initial_gates
+from dpbert_jax.training.step import Moment
 
 CONFIG = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=3))
 
@@ -47,9 +48,9 @@ def test_a_gate_does_not_read_padding(random_batch, gated_params):
 def test_the_loss_is_the_task_s_and_the_penalty_and_moves_everything(random_batch, random_params):
     batch = labelled(random_batch(4))
     params = {**random_params(CONFIG), **initial_gates(CONFIG, seed=0)}
-    about = (batch, jax.random.key(0), jnp.float32(0), jnp.float32(4))
+    about = (batch, Moment(jax.random.key(0), jnp.float32(0), jnp.float32(4)))
     losses = [gate_loss(penalty, CONFIG, jnp.float32, params, *about)[0] for penalty in (0.0, 0.25)]
-    keys = jax.vmap(lambda p: jax.random.fold_in(about[1], p))(batch["positions"])
+    keys = about[1].row_keys(batch["positions"])
     answer, logits = gated_forward(CONFIG, jnp.float32, params, batch, keys)
     task = optax.softmax_cross_entropy_with_integer_labels(answer, batch["labels"]).mean()
     assert float(losses[0]) == pytest.approx(float(task), rel=1e-5)
@@ -90,7 +91,7 @@ def test_a_larger_penalty_means_fewer_layers(random_batch, random_params):
 
         @jax.jit
         def step(params, state, key, loss=loss, optimizer=optimizer):
-            about = (batch, key, jnp.float32(0), jnp.float32(8))
+            about = (batch, Moment(key, jnp.float32(0), jnp.float32(8)))
             gradients, sums = jax.grad(loss, has_aux=True)(params, *about)
             updates, state = optimizer.update(gradients, state)
             return optax.apply_updates(params, updates), state, sums["layers"]

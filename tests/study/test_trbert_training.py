@@ -24,6 +24,8 @@ from dpbert_jax.study.trbert import (
     selection_losses,
     trbert_loss,
 )
+from dpbert_jax.training.objective import threshold_grid
+from dpbert_jax.training.step import Moment
 
 ENCODER = dataclasses.replace(TINY, num_hidden_layers=4, hidden_dropout_prob=0.0)
 PLAIN = DPBertConfig(ENCODER)
@@ -75,7 +77,10 @@ def test_selectors_learn_from_rewards_and_the_backbone_from_the_teacher(
 ):
     batch = labelled(random_batch(6))
     params = {**random_params(config), **initial_selectors(config, 0)}
-    about = (batch, jax.random.key(0), jnp.float32(0.0), jnp.float32(6))
+    about = (
+        batch,
+        Moment(jax.random.key(0), jnp.float32(0.0), jnp.float32(6), threshold_grid(config)),
+    )
     loss = partial(trbert_loss, 0.5, phase, config, jnp.float32)
     gradients, sums = jax.jit(jax.grad(loss, has_aux=True))(params, *about)
     moved = {name for name, part in gradients.items() if any(map(np.any, jax.tree.leaves(part)))}
@@ -97,7 +102,7 @@ def test_a_larger_alpha_means_fewer_tokens_and_they_are_dropped(random_batch, ra
         @jax.jit
         def step(params, state, key, loss=loss, optimizer=optimizer):
             gradients = jax.grad(loss, has_aux=True)(
-                params, rows, key, jnp.float32(1), jnp.float32(8)
+                params, rows, Moment(key, jnp.float32(1), jnp.float32(8))
             )[0]
             only = {
                 name: part if name.startswith("selector_") else jax.tree.map(jnp.zeros_like, part)

@@ -14,7 +14,7 @@ from dpbert_jax.policies.dpbert import DPBert, init_params
 from dpbert_jax.training import memory
 from dpbert_jax.training.memory import StepSize, check_memory, memory_explained, step_bytes
 from dpbert_jax.training.stage import DENSE
-from dpbert_jax.training.step import AXIS, make_gradients
+from dpbert_jax.training.step import make_gradients
 
 ROWS, LENGTH = 16, 64
 # Two layers as wide as MiniLM's, and few words: the layers are what is measured.
@@ -32,9 +32,9 @@ def gradients(checkpointing=False):
     shard = {name: integers(words) for name in ("input_ids", "attention_mask", "token_type_ids")}
     shard |= {"labels": integers(rows) * 0, "weights": floats(rows), "positions": integers(rows)}
     model = DPBert(CONFIG, jnp.float32, checkpointing)
-    loss = partial(DENSE.loss, model, axis_name=AXIS)
+    loss = partial(DENSE.loss, model)
     key = jax.random.key_data(jax.random.key(0))
-    arguments = (shard, np.zeros(1, np.float32), key, np.float32(0))
+    arguments = (shard, np.zeros(1, np.float32), key, np.float32(0), None)
     return make_gradients(loss, 1, jax.devices()[:1]), arguments
 
 

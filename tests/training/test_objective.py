@@ -16,7 +16,6 @@ from dpbert_jax.policies.cost import row_weights
 from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.problem import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dpbert_jax.training.objective import (
-    Moment,
     final_forward,
     joint_forward,
     planned_rows,
@@ -24,7 +23,9 @@ from dpbert_jax.training.objective import (
     score_sums,
     share_of_gates,
     stage_loss,
+    threshold_grid,
 )
+from dpbert_jax.training.step import Moment
 
 ROWS = 8
 BERT = dataclasses.replace(
@@ -36,7 +37,7 @@ KEY = jax.random.key(5)
 
 
 def row_keys(rows=ROWS):
-    return jax.vmap(lambda position: jax.random.fold_in(KEY, position))(jnp.arange(rows))
+    return Moment(KEY, 0.0, rows).row_keys(jnp.arange(rows))
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +126,11 @@ def sharded(function, batch, shards):
 
 def test_joint_gradient_does_not_depend_on_the_shards(params, batch):
     """The threshold that meets the budget is one for all of them, and so is its derivative."""
-    loss = partial(stage_loss, joint_forward, DPBert(CONFIG), axis_name="batch")
+    loss = partial(stage_loss, joint_forward, DPBert(CONFIG))
 
     def gradient(shard):
-        total = batch["weights"].sum()
-        return jax.grad(loss, has_aux=True)(params, shard, KEY, jnp.float32(0.5), total)
+        moment = Moment(KEY, jnp.float32(0.5), batch["weights"].sum())
+        return jax.grad(loss, has_aux=True)(params, shard, moment)
 
     (one, sums), (four, parts) = (sharded(gradient, batch, shards) for shards in (1, 4))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), four, one)
@@ -141,7 +142,7 @@ def test_joint_gradient_does_not_depend_on_the_shards(params, batch):
 def test_joint_gates_cost_the_budget_on_average(params, batch, unit):
     """Many draws of one step's gates: their mean is the share that the step's budget pays for."""
     config = dataclasses.replace(CONFIG, planner=PlannerConfig(cost_unit=unit))
-    moment, lowest = Moment(KEY, jnp.float32(0.5), "batch"), config.planner.min_budget
+    moment, lowest = Moment(KEY, jnp.float32(0.5), ROWS), config.planner.min_budget
 
     @jax.jit
     def gates(draw):
@@ -168,7 +169,7 @@ def shy_params(params):
 
 def forward(stage_forward, params, batch):
     """One shard holds all rows."""
-    moment = Moment(KEY, jnp.float32(0.5), "batch")
+    moment = Moment(KEY, jnp.float32(0.5), ROWS, threshold_grid(CONFIG))
 
     def run(batch):
         return stage_forward(DPBert(CONFIG), params, batch, row_keys(), moment)

@@ -18,7 +18,7 @@ from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import Span, run_span
 from dpbert_jax.training.run import train
 from dpbert_jax.training.stage import FINAL, PlannedStage, abstract_state
-from dpbert_jax.training.step import make_train_step
+from dpbert_jax.training.step import TrainStep
 
 
 class Interrupted(Exception):
@@ -247,9 +247,9 @@ def test_one_device_trains_as_four_do(steady_run, steady_flags, tmp_path, monkey
     """The same global batches of 8 rows on one device."""
 
     def on_one(*args, **kwargs):
-        return make_train_step(*args, **kwargs, devices=jax.devices()[:1])
+        return TrainStep(*args, **kwargs, devices=jax.devices()[:1])
 
-    monkeypatch.setattr(run, "make_train_step", on_one)
+    monkeypatch.setattr(run, "TrainStep", on_one)
     start(tmp_path, steady_flags)
     one, four = ([line for line in metrics(f) if "loss" in line] for f in (tmp_path, steady_run))
     for line, wanted in zip(one, four, strict=True):

@@ -9,13 +9,14 @@ import pytest
 
 from dpbert_jax.config import TINY, AdapterConfig, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.policies.dpbert import DPBert, init_params
+from dpbert_jax.programs import compiled_programs
+from dpbert_jax.training.objective import threshold_grid
 from dpbert_jax.training.optimizer import make_optimizer
 from dpbert_jax.training.stage import ADAPTERS, DENSE, FINAL, JOINT, STAGES, loss_of
 from dpbert_jax.training.step import (
-    AXIS,
+    TrainStep,
     create_state,
     make_gradients,
-    make_train_step,
     own_positions,
 )
 
@@ -52,7 +53,7 @@ def step_and_start(stage, devices, accumulation):
         warmup_ratio=0.1,
         max_grad_norm=1.0,
     )
-    step = make_train_step(
+    step = TrainStep(
         partial(loss_of, stage, DPBert(config)),
         optimizer,
         num_steps=STEPS,
@@ -60,6 +61,7 @@ def step_and_start(stage, devices, accumulation):
         seed=3,
         devices=jax.devices()[:devices],
     )
+    step = partial(step, thresholds=threshold_grid(config))
     return step, jax.device_get(create_state(params, optimizer))
 
 
@@ -181,10 +183,21 @@ def test_a_state_on_the_host_or_on_devices_is_the_same_state(schedule):
     assert int(from_host.step) == 1
 
 
+def test_other_thresholds_are_no_other_program(schedule):
+    """They are a run's own, found by its inputs: as constants, each run would compile anew."""
+    step, state = step_and_start(FINAL, 1, 1)
+    state, sums = step(state, schedule[0])
+    everything = (np.array([0.4, 1.0], np.float32).repeat([2, 1]), np.full(3, -1e9, np.float32))
+    with compiled_programs() as compiled:
+        _, more = step(state, schedule[0], thresholds=everything)
+    assert not [each for each in compiled if not each.is_operation]
+    assert more["layers"] == ROWS * PLANNED.encoder.num_hidden_layers > sums["layers"]
+
+
 @each_stage
 def test_the_step_lowers_for_tpus_without_one(stage, schedule):
     """Four devices with a collective between them; compiling is what a TPU alone can do."""
-    loss = partial(stage.loss, DPBert(CONFIGS[stage]), axis_name=AXIS)
+    loss = partial(stage.loss, DPBert(CONFIGS[stage]))
     parallel = make_gradients(loss, 1, jax.devices()[:4])
     batch = {k: v for k, v in schedule[0].items() if k != "indices"}
     if not stage.needs_teacher:
@@ -192,7 +205,8 @@ def test_the_step_lowers_for_tpus_without_one(stage, schedule):
     batch["positions"] = np.arange(ROWS, dtype=np.int32)
     shards = {k: v.reshape(4, 1, ROWS // 4, *v.shape[1:]) for k, v in batch.items()}
     arguments = (init_params(CONFIGS[stage], 0), shards, np.zeros(4, np.float32))
-    arguments += (jax.random.key_data(jax.random.key(0)), np.float32(0.5))
+    key, thresholds = jax.random.key_data(jax.random.key(0)), threshold_grid(CONFIGS[stage])
+    arguments += (key, np.float32(0.5), thresholds)
     exported = jax.export.export(jax.jit(parallel), platforms=["tpu"])(*arguments)
     assert (exported.platforms, exported.nr_devices) == (("tpu",), 4)
     assert "all_reduce" in exported.mlir_module()
