@@ -13,7 +13,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.hub import load_run
 from dpbert_jax.integrity import read_sums, verify
 from dpbert_jax.model import Model
-from dpbert_jax.training import run
+from dpbert_jax.training import run, stage_steps
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.loop import Span, run_span
 from dpbert_jax.training.run import train
@@ -249,7 +249,7 @@ def test_one_device_trains_as_four_do(steady_run, steady_flags, tmp_path, monkey
     def on_one(*args, **kwargs):
         return TrainStep(*args, **kwargs, devices=jax.devices()[:1])
 
-    monkeypatch.setattr(run, "TrainStep", on_one)
+    monkeypatch.setattr(stage_steps, "TrainStep", on_one)
     start(tmp_path, steady_flags)
     one, four = ([line for line in metrics(f) if "loss" in line] for f in (tmp_path, steady_run))
     for line, wanted in zip(one, four, strict=True):
