@@ -56,7 +56,7 @@ class Ahead:
         self._programs: dict[Any, Future[Callable[..., Any]]] = {}
 
     def begin(self, pool: Executor, *arguments: Any) -> None:
-        """Begins to compile for arguments of these shapes, types and places."""
+        """Begins to compile for arguments of these shapes and types, which lie where these do."""
         known = self._known(arguments)
         if known not in self._programs:
             self._programs[known] = pool.submit(self._compiled, *arguments)
