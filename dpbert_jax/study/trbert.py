@@ -10,10 +10,10 @@ is the run's own model that learns so, under its planner's plans at budgets from
 
 Ours: the phases have the steps that the run took after its dense model, half each; the expert's
 gradients are the loss's at the states before the first selector, of the model as it is then, not
-computed beforehand; four draws, where theirs are eight; selectors begin with a probability of 0.88
-for every token; the backbone learns half from the labels, half from the teacher, as our own stages
-do, where theirs learns from the teacher alone; tokens are masked in training and really dropped
-after it.
+computed beforehand; four draws, where theirs are eight, and the backbone learns from one of them;
+selectors begin with a probability of 0.88 for every token; the backbone learns half from the
+labels, half from the teacher, as our own stages do, where theirs learns from the teacher alone;
+tokens are masked in training and really dropped after it.
 """
 
 from functools import partial
@@ -245,7 +245,9 @@ def trbert_loss(
     advantage = rewards - rewards.mean(axis=0, keepdims=True)
     each = (advantage * likelihoods).mean(axis=0)
     if phase == BOTH:
-        each = each + losses(batch["teacher_logits"]).mean(axis=0)
+        # The last draw never copies the expert; one backward pass is most of a step, four are not
+        # worth their time.
+        each = each + losses(batch["teacher_logits"])[-1]
     loss = jnp.sum(batch["weights"] * each) / moment.total
     layers, first = config.encoder.num_hidden_layers, selector_layers(config)[0]
     after = layers - first if gates is None else gates[:, first:].sum(axis=1)
