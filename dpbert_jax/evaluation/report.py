@@ -25,7 +25,7 @@ from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
 from dpbert_jax.inference import Rule, resolve_rule
 from dpbert_jax.integrity import update_sums
 from dpbert_jax.model import Model
-from dpbert_jax.policies.cost import mean_cost
+from dpbert_jax.policies.cost import cost_unit, mean_cost
 from dpbert_jax.policies.rule import check_budget
 from dpbert_jax.run_folder import TEACHER
 
@@ -108,6 +108,7 @@ def evaluate(
                     "batch_size": run.batch_size,
                     **evaluation_figures(made, spent, task.spec, split.labels, dense_metrics),
                     "dense_seconds": dense.seconds,
+                    "cost_unit": cost_unit(config),
                     "thresholds_from": config.calibration.inputs if config.calibration else None,
                     "dense_model": "teacher" if teacher else "self",
                     "versions": {name: version(name) for name in ("jax", "flax", "numpy")},

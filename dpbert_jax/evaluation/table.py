@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpbert_jax.evaluation.metrics import percent
+from dpbert_jax.policies.cost import COST_UNITS
 
 Result = dict[str, Any]
 
@@ -30,6 +31,7 @@ def print_table(results: list[Result]) -> None:
         f"\n{first['model']}: {first['task']}, rule {first['plan_rule']}, executor "
         f"{first['executor']} at batch {first['batch_size']}{note}\n"
         f"jax {first['versions']['jax']}, Python {platform.python_version()}, {first['device']}\n"
+        f"cost, of the dense FLOPs: {COST_UNITS[first['cost_unit']]}\n"
     )
     names = list(first["metrics"])
     titles = metric_titles(names, first["f1_class"])

@@ -9,6 +9,7 @@ from dpbert_jax.encoder.operations import Params
 from dpbert_jax.hub.folders import save_folder
 from dpbert_jax.hub.keys import NAMES
 from dpbert_jax.integrity import update_sums, write_whole
+from dpbert_jax.policies.cost import COST_UNITS
 
 REMOTE = Path(__file__).parent / "remote"
 CODE = ("configuration_dpbert.py", "modeling_dpbert.py")
@@ -81,8 +82,9 @@ tags: [{encoder.model_type}, adaptive-computation, layer-skipping]
 which of its {encoder.num_hidden_layers} layers run. Trained with dpbert_jax. Output: {head}.
 
 Budgets from {planner.min_budget} to {planner.max_budget}, and 1.0 for all layers: the share of the
-dense encoder's FLOPs, met on average over inputs like those that the thresholds were found on. No
-input runs fewer than {config.stem_layers + config.min_gates} layers. A call without `budget` gets
+dense encoder's FLOPs ({COST_UNITS[planner.cost_unit]}), met over inputs like those that
+the thresholds were found on. No input runs fewer than
+{config.stem_layers + config.min_gates} layers. A call without `budget` gets
 {config.default_budget or 1.0}. More than {encoder.longest_input} tokens are an error.
 
 ```python

@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from dpbert_jax.config import ROWS, DPBertConfig
+from dpbert_jax.config import FLOPS, ROWS, DPBertConfig
 from dpbert_jax.encoder.flops import Length, layer_flops
 from dpbert_jax.policies.adapted import adapter_share
 from dpbert_jax.policies.planner import planner_flops
+
+# What a mean cost is, of the dense FLOPs, to be read in a report.
+COST_UNITS = {ROWS: "mean of the inputs' own shares", FLOPS: "share of all inputs' together"}
 
 
 def planner_share(config: DPBertConfig, sequence_length: Length) -> float | Float[np.ndarray, " B"]:
@@ -18,6 +21,11 @@ def planner_share(config: DPBertConfig, sequence_length: Length) -> float | Floa
     return planner / dense
 
 
+def cost_unit(config: DPBertConfig) -> str:
+    """What a mean cost is a mean of: a key of `COST_UNITS`."""
+    return config.planner.cost_unit if config.planner else ROWS
+
+
 def row_weights(
     config: DPBertConfig, lengths: Int[Array | np.ndarray, " N"]
 ) -> Float[Array | np.ndarray, " N"]:
@@ -25,7 +33,7 @@ def row_weights(
 
     In units of a row of one token's; only their ratios matter.
     """
-    if config.planner is None or config.planner.cost_unit == ROWS:
+    if cost_unit(config) == ROWS:
         return np.ones(lengths.shape, np.float32)
     flops: Any = layer_flops(config.encoder, lengths.astype(np.float32))
     return flops / layer_flops(config.encoder, 1)

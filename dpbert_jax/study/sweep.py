@@ -19,6 +19,7 @@ from dpbert_jax.evaluation.metrics import percent, score
 from dpbert_jax.evaluation.plots import plot_layers_by_difficulty
 from dpbert_jax.evaluation.table import metric_titles, without_nan
 from dpbert_jax.flags import parse
+from dpbert_jax.policies.cost import COST_UNITS, cost_unit
 from dpbert_jax.policies.rule import check_budget
 from dpbert_jax.study.bank import bank_points
 from dpbert_jax.study.curve import plot_curve
@@ -67,6 +68,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         "model": str(run.folder),
         "task": run.task.spec.name,
         "seed": run.args.seed,
+        "cost_unit": cost_unit(config),
         "thresholds_from": run.model.config.calibration.inputs
         if run.model.config.calibration
         else None,
@@ -139,6 +141,7 @@ def _write(folder: Path, report: dict[str, Any]) -> None:
 def _print_table(report: dict[str, Any]) -> None:
     print(f"\n{report['model']}: {report['task']}, seed {report['seed']}")
     print(f"thresholds from: {report['thresholds_from'] or 'not recorded'}")
+    print(f"cost, of the dense FLOPs: {COST_UNITS[report['cost_unit']]}")
     for name, split in report["splits"].items():
         titles = metric_titles(split["dense_metrics"], split["f1_class"])
         values = split["dense_metrics"].values()

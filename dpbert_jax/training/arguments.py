@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dpbert_jax.config import ROWS
+from dpbert_jax.config import FLOPS
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag
 from dpbert_jax.problem import PROBLEM_TYPES
@@ -141,11 +141,11 @@ class TrainArguments:
         None, "Layers that every input runs at least, the stem's among them. Default: a third."
     )
     cost_unit: Literal["rows", "flops"] = field(
-        default=ROWS,
+        default=FLOPS,
         metadata={
-            "help": "What a budget is a share of. rows: of each input's own FLOPs, mean over the "
-            "inputs. flops: of all inputs' FLOPs together, so that layers are spent on short "
-            "inputs, where they are cheap."
+            "help": "What a budget is a share of. flops: of all inputs' FLOPs together, so that "
+            "layers are spent on short inputs, where they are cheap. rows: of each input's own "
+            "FLOPs, mean over the inputs."
         },
     )
     stem_layers: int = flag(1, "Layers that always run before the planner; 0: embeddings only.")

@@ -13,6 +13,7 @@ from dpbert_jax.evaluation.report import evaluate_run
 from dpbert_jax.evaluation.table import TIMED_ROWS, print_table, write_json
 from dpbert_jax.hub import load_run
 from dpbert_jax.integrity import read_sums
+from dpbert_jax.policies.cost import COST_UNITS
 
 FIELDS = {
     "task",
@@ -27,6 +28,7 @@ FIELDS = {
     "mean_layers",
     "num_layers",
     "cost",
+    "cost_unit",
     "distinct_plans",
     "layer_frequency",
     "seconds",
@@ -56,6 +58,7 @@ def test_several_budgets(tiny_run, tmp_path, capsys):
         assert (plots / name).read_bytes().startswith(b"\x89PNG")
     table = capsys.readouterr().out
     assert "dense" in table and "0.75" in table and "3.00/3" in table
+    assert f"cost, of the dense FLOPs: {COST_UNITS['flops']}" in table
 
 
 def test_the_table_says_of_which_class_f1_is_and_when_rows_are_too_few_to_time(tiny_run, capsys):
