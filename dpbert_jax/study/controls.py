@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpbert_jax.config import DPBertConfig
-from dpbert_jax.policies.cost import row_weights
+from dpbert_jax.config import ROWS, DPBertConfig
+from dpbert_jax.policies.cost import cost_unit, row_weights
 
 
 def random_plans(config: DPBertConfig, rows: int, mean_layers: float, seed: int) -> np.ndarray:
@@ -20,11 +20,28 @@ def random_plans(config: DPBertConfig, rows: int, mean_layers: float, seed: int)
     return _with_stem(config, rank < depth[:, None])
 
 
-def shuffled_plans(layer_mask: np.ndarray, seed: int) -> np.ndarray:
-    """The very same plans, each given to another row; [N, L]."""
-    return np.random.default_rng(seed).permutation(layer_mask)
+def shuffled_plans(
+    config: DPBertConfig, layer_mask: np.ndarray, lengths: np.ndarray, seed: int
+) -> np.ndarray:
+    """The very same plans, each given to another row; [N, L].
+
+    Where a budget counts all rows' FLOPs, to one of about its length, since they would cost more
+    or less elsewhere: what is left out then is what plans know beyond the length.
+    """
+    random = np.random.default_rng(seed)
+    if cost_unit(config) == ROWS:
+        return random.permutation(layer_mask)
+    order = np.lexsort((random.random(len(lengths)), lengths))
+    taken = order.copy()
+    for start in range(0, len(order), NEIGHBOURS):
+        block = slice(start, start + NEIGHBOURS)
+        taken[block] = random.permutation(order[block])
+    shuffled = np.empty_like(layer_mask)
+    shuffled[order] = layer_mask[taken]
+    return shuffled
 
 
+NEIGHBOURS = 8  # rows of about one length that exchange their plans
 LENGTH_GROUPS, GROUP_ROWS = 8, 40  # at most so many groups, of at least so many held-out rows
 
 

@@ -54,7 +54,9 @@ def plan_controls(
         if args.wanted("random"):
             makers["random"] = lambda seed, d=depth: random_plans(run.model.config, rows, d, seed)
         if args.wanted("shuffled"):
-            makers["shuffled"] = lambda seed, m=made: shuffled_plans(m.layer_mask, seed)
+            makers["shuffled"] = lambda seed, m=made: shuffled_plans(
+                run.model.config, m.layer_mask, scorer.split.lengths, seed
+            )
         gates = depth - run.model.config.stem_layers
         if table and args.wanted("mix"):
             mix = best_mix(table[0], table[1].mean(axis=0), gates)

@@ -34,12 +34,28 @@ def test_random_plans_take_every_layer_alike():
     np.testing.assert_allclose(share, 0.5, atol=0.03)
 
 
-def test_shuffled_plans_are_the_same_plans():
-    plans = random_plans(CONFIG, 50, 3.5, seed=0)
-    shuffled = shuffled_plans(plans, seed=1)
+def of_unit(unit):
+    return dataclasses.replace(CONFIG, planner=PlannerConfig(stem_layers=1, cost_unit=unit))
+
+
+@pytest.mark.parametrize("unit", ["rows", "flops"])
+def test_shuffled_plans_are_the_same_plans(unit):
+    plans, lengths = random_plans(CONFIG, 50, 3.5, seed=0), np.arange(50) % 7
+    shuffled = shuffled_plans(of_unit(unit), plans, lengths, seed=1)
     assert (shuffled != plans).any()
     numbers = (np.sort(made @ 2 ** np.arange(6)) for made in (plans, shuffled))
     np.testing.assert_array_equal(*numbers)
+
+
+def test_plans_that_follow_the_length_cost_the_same_where_they_are_shuffled_among_like_ones():
+    config, lengths = of_unit("flops"), np.random.default_rng(0).permutation(np.repeat([9, 60], 80))
+    plans = np.ones((160, 6), np.int8)
+    plans[lengths == 60, 3:] = 0
+    shuffled = shuffled_plans(config, plans, lengths, seed=1)
+    costs = [mean_cost(config, made.sum(axis=1), lengths) for made in (plans, shuffled)]
+    assert costs[0] == pytest.approx(costs[1])
+    spread = shuffled_plans(of_unit("rows"), plans, lengths, seed=1)
+    assert mean_cost(config, spread.sum(axis=1), lengths) > costs[0] + 0.5
 
 
 @pytest.mark.parametrize("mean_gates", [0.0, 1.3, 2.0, 3.7, 5.0])
@@ -85,8 +101,7 @@ def test_plans_by_length_meet_the_mean_and_give_to_those_who_need(mean_gates):
 
 
 def test_plans_by_length_meet_a_mean_of_flops_and_spend_it_where_it_is_cheap():
-    planner = PlannerConfig(stem_layers=1, cost_unit="flops")
-    config = dataclasses.replace(CONFIG, planner=planner)
+    config = of_unit("flops")
     lengths, losses = losses_by_length(800, 0)
     losses = losses / (lengths[:, None] / 60) ** 2  # a layer is worth as much to short rows
     by_length = PlansByLength.of(PLANS, losses, lengths)
