@@ -20,6 +20,9 @@ def random_plans(config: DPBertConfig, rows: int, mean_layers: float, seed: int)
     return _with_stem(config, rank < depth[:, None])
 
 
+NEIGHBOURS = 8  # rows of about one length that exchange their plans
+
+
 def shuffled_plans(
     config: DPBertConfig, layer_mask: np.ndarray, lengths: np.ndarray, seed: int
 ) -> np.ndarray:
@@ -41,7 +44,6 @@ def shuffled_plans(
     return shuffled
 
 
-NEIGHBOURS = 8  # rows of about one length that exchange their plans
 LENGTH_GROUPS, GROUP_ROWS = 8, 40  # at most so many groups, of at least so many held-out rows
 
 
