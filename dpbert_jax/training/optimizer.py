@@ -1,4 +1,4 @@
-"""AdamW for the backbone, Adam at rates of their own for planner and adapters."""
+"""AdamW for the backbone, Adam at rates of their own for what chooses and for adapters."""
 
 from collections.abc import Collection
 from typing import Any
@@ -43,6 +43,8 @@ def parameter_groups(params: Params, frozen: Collection[str]) -> Any:
             return "frozen"
         if names[0] in ("planner", "adapters"):
             return names[0]
+        if names[0].startswith("selector_"):  # TR-BERT's choose, as a planner does
+            return "planner"
         return "no_decay" if names[-1] in ("bias", "scale") else "decay"
 
     return jax.tree_util.tree_map_with_path(group, params)

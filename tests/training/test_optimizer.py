@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from dpbert_jax.config import TINY, AdapterConfig, DPBertConfig, PlannerConfig
+from dpbert_jax.study.trbert import initial_selectors
 from dpbert_jax.training.optimizer import (
     backbone_schedule,
     make_optimizer,
@@ -121,3 +122,9 @@ def test_backbone_schedule_ends_next_to_zero_and_starts_at_once():
 @pytest.mark.parametrize("step, share", [(0, 1.0), (60, 1.0), (80, 0.55), (100, 0.1)])
 def test_planner_schedule_is_flat_then_falls_tenfold(step, share):
     assert planner_schedule(2.0, 100)(step) == pytest.approx(2 * share)
+
+
+def test_selectors_learn_as_the_planner_does(params):
+    selectors = initial_selectors(CONFIG, 0)
+    groups = flatten_dict(parameter_groups({**params, **selectors}, {"planner"}))
+    assert {path[0] for path, group in groups.items() if group == "planner"} == set(selectors)
