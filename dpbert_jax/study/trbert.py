@@ -12,9 +12,9 @@ Ours: the phases have the steps that the run took after its dense model, half ea
 gradients are the loss's at the states before the first selector, of the model as it is then, not
 computed beforehand; four draws, where theirs are eight, and the backbone learns from one of them;
 selectors begin with a probability of 0.88 for every token and learn at the planner's rate (at the
-backbone's they stay where they begin); the backbone learns half from the
-labels, half from the teacher, as our own stages do, where theirs learns from the teacher alone;
-tokens are masked in training and really dropped after it.
+backbone's they stay where they begin); the backbone learns half from the labels, half from the
+teacher, as our own stages do, where theirs learns from the teacher alone; tokens are masked in
+training and really dropped after it.
 """
 
 from functools import partial
