@@ -23,18 +23,22 @@ logger = logging.getLogger(__name__)
 FOLDER = "~/.cache/dpbert_jax/serve"
 LENGTHS = (16, 32, 64, 128, 256, 512)
 ROUNDS = 5  # in each, every shape has its turn: a machine that slows down slows all
+BUDGETS = 5  # of those trained for, whose costs are told apart
+FORMAT = 2  # of what is kept
 
 
 class Measured(NamedTuple):
     """Seconds of a batch by texts, tokens of each, and share of the dense FLOPs that it spent.
 
-    Between these it is linear: in the texts, and in the cost.
+    Between these it is linear: in the texts, and in the cost. What texts of a length cost at a
+    budget is not the budget, which all lengths meet together.
     """
 
     rows: list[int]
     lengths: list[int]
-    costs: list[list[list[float]]]  # that were realised, [lengths, rows, 2]: low and high
-    seconds: list[list[list[float]]]  # medians, in the same places
+    budgets: list[float]  # ascending
+    costs: list[list[float]]  # that were realised, [lengths, budgets]
+    seconds: list[list[list[float]]]  # medians at the least budget and at 1, [lengths, rows, 2]
 
     def service(self, length: int, budgets: Sequence[float], batch_cost: float = 0.0) -> Service:
         """Batches of texts of so many tokens at each budget, of 1 to the most rows measured.
@@ -43,7 +47,8 @@ class Measured(NamedTuple):
         """
         at = min(int(np.searchsorted(self.lengths, length)), len(self.lengths) - 1)
         by_budget = [
-            [self._at_cost(at, row, budget) for budget in budgets] for row in range(len(self.rows))
+            [self._at_budget(at, row, budget) for budget in budgets]
+            for row in range(len(self.rows))
         ]
         number = np.arange(1, self.rows[-1] + 1)
         columns = [np.interp(number, self.rows, column) for column in np.transpose(by_budget)]
@@ -51,12 +56,13 @@ class Measured(NamedTuple):
         seconds = np.maximum.accumulate(np.stack(columns, axis=1), axis=0)
         return Service(seconds, batch_cost * seconds)
 
-    def _at_cost(self, length: int, row: int, budget: float) -> float:
-        (low, high), (fast, slow) = self.costs[length][row], self.seconds[length][row]
-        if high - low < 0.01:  # no planner
+    def _at_budget(self, length: int, row: int, budget: float) -> float:
+        costs, (fast, slow) = self.costs[length], self.seconds[length][row]
+        if costs[-1] - costs[0] < 0.01:  # no planner, or one that gives such texts all layers
             return slow
-        slope = max((slow - fast) / (high - low), 0.0)
-        return max(slow - slope * (high - budget), 0.1 * slow)
+        cost = np.interp(budget, self.budgets, costs)
+        spent = (cost - costs[0]) / (costs[-1] - costs[0])
+        return fast + float(spent) * max(slow - fast, 0.0)
 
 
 def measured(backend: Backend, max_rows: int, lowest: float, anew: bool) -> Measured:
@@ -80,6 +86,7 @@ def measured(backend: Backend, max_rows: int, lowest: float, anew: bool) -> Meas
 def fingerprint(backend: Backend, max_rows: int, lowest: float) -> str:
     """Of all that latencies depend on: model, backend, processor, packages."""
     about = {
+        "format": FORMAT,
         "model": repr(backend.config),
         "backend": backend.name,
         "rows": max_rows,
@@ -95,25 +102,35 @@ def fingerprint(backend: Backend, max_rows: int, lowest: float) -> str:
 
 
 def measure(backend: Backend, max_rows: int, lowest: float) -> Measured:
-    """Times batches at all layers and at the lowest budget, on texts of random tokens."""
+    """Times batches at all layers and at the lowest budget, on texts of random tokens.
+
+    And says what such texts cost at budgets between.
+    """
     rows = sorted({min(2**n, max_rows) for n in range(max_rows.bit_length() + 1)})
     longest = backend.max_seq_length
     lengths = sorted({min(length, longest) for length in LENGTHS})
-    budgets = [lowest, 1.0]
-    shape = (len(lengths), len(rows), 2)
-    costs, taken = np.zeros(shape), np.full((ROUNDS, *shape), np.inf)
+    # Between what was trained for and all layers there is nothing to ask for.
+    planner = backend.config.planner
+    trained = np.linspace(lowest, max(planner.max_budget if planner else 1.0, lowest), BUDGETS)
+    budgets = sorted({*trained.tolist(), 1.0})
+    taken = np.full((ROUNDS, len(lengths), len(rows), 2), np.inf)
+    costs = np.zeros((len(lengths), len(budgets)))
+    vocabulary = backend.config.encoder.vocab_size
+    for i, length in enumerate(lengths):
+        texts = random_rows(rows[-1], length, vocabulary)
+        for j, budget in enumerate(budgets):
+            costs[i, j] = backend.answer(texts, [budget] * rows[-1]).cost.mean()
     for turn in range(-1, ROUNDS):  # the first is not timed
         for i, length in enumerate(lengths):
             for j, number in enumerate(rows):
-                texts = random_rows(number, length, backend.config.encoder.vocab_size)
-                for k, budget in enumerate(budgets):
+                texts = random_rows(number, length, vocabulary)
+                for k, budget in enumerate((lowest, 1.0)):
                     began = time.perf_counter()
-                    answers = backend.answer(texts, [budget] * number)
+                    backend.answer(texts, [budget] * number)
                     if turn >= 0:
                         taken[turn, i, j, k] = time.perf_counter() - began
-                        costs[i, j, k] = answers.cost.mean()
     seconds = np.median(taken, axis=0)
-    return Measured(rows, lengths, costs.tolist(), seconds.tolist())
+    return Measured(rows, lengths, budgets, costs.tolist(), seconds.tolist())
 
 
 def _processor() -> str:

@@ -1,5 +1,6 @@
 """From flags to a policy: measured once, kept, and served with."""
 
+import dataclasses
 import itertools
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,29 @@ def test_what_was_measured_is_kept_and_measured_anew_where_asked(quick, served_f
     assert service.seconds.shape == (2, 2) and (np.diff(service.seconds, axis=0) >= 0).all()
 
 
+def test_a_budget_takes_what_texts_of_the_length_cost_at_it():
+    """Short texts have all layers from half the budget on; long ones get theirs above it."""
+    costs, seconds = [[0.5, 1.0, 1.0], [0.5, 0.5, 1.0]], [[[0.01, 0.02]], [[0.1, 0.2]]]
+    times = measure.Measured([1], [16, 128], [0.4, 0.7, 1.0], costs, seconds)
+    short, long = (times.service(length, (1.0, 0.7, 0.55, 0.4)).seconds[0] for length in (16, 128))
+    np.testing.assert_allclose(short, [0.02, 0.02, 0.015, 0.01])
+    np.testing.assert_allclose(long, [0.2, 0.1, 0.1, 0.1])
+
+
+def test_costs_are_asked_at_budgets_that_were_trained_for(
+    quick, served_config, random_params, tiny_folder, tmp_path
+):
+    planner = dataclasses.replace(served_config.planner, max_budget=0.8)
+    config = dataclasses.replace(served_config, planner=planner)
+    folder = tmp_path / "up_to_most"
+    folder.mkdir()
+    save_folder(folder, config, random_params(config, 3), load_tokenizer(tiny_folder))
+    found = measure.measure(open_backend(str(folder), "auto", **SIZES), 1, 0.4)
+    np.testing.assert_allclose(found.budgets, [0.4, 0.5, 0.6, 0.7, 0.8, 1.0])
+    for costs in found.costs:
+        assert costs == sorted(costs) and costs[0] < 1 <= costs[-1]
+
+
 def test_other_weights_have_latencies_of_their_own(
     served_folder, served_config, random_params, tiny_folder, tmp_path
 ):
@@ -79,7 +103,8 @@ def test_where_batches_cost_something_requests_wait_for_each_other(
     quick, served_folder, monkeypatch
 ):
     """Two texts take hardly longer than one."""
-    times = measure.Measured([1, 2], [32], [[[1.0, 1.0]] * 2], [[[0.01, 0.01], [0.011, 0.011]]])
+    seconds = [[[0.01, 0.01], [0.011, 0.011]]]
+    times = measure.Measured([1, 2], [32], [0.4, 1.0], [[1.0, 1.0]], seconds)
     monkeypatch.setattr(choose, "measured", lambda *about: times)
     backend = open_backend(str(served_folder), "auto", **SIZES)
     for cost, rows in ((0.0, 1), (1.0, 0)):

@@ -37,7 +37,8 @@ def test_dear_batches_are_worth_waiting_for():
 
 
 def test_a_model_is_simulated_on_its_own_times(served_folder, monkeypatch):
-    times = Measured([1, 4], [32], [[[0.5, 1.0]] * 2], [[[0.005, 0.01], [0.01, 0.025]]])
+    seconds = [[[0.005, 0.01], [0.01, 0.025]]]
+    times = Measured([1, 4], [32], [0.5, 1.0], [[0.5, 1.0]], seconds)
     asked = []
     monkeypatch.setattr(policies, "measured", lambda *about: asked.append(about[1:]) or times)
     services = []
