@@ -20,6 +20,8 @@ from dpbert_jax.config import DPBertConfig, PlannerConfig
 from dpbert_jax.encoder.flops import Length
 from dpbert_jax.encoder.operations import Params, dense
 
+LENGTH = -1  # its place among what the planner reads
+
 
 class Product(NamedTuple):
     """A dense layer of the planner: its sizes, and the spread that its kernel is drawn with."""

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.policies.cost import row_weights
-from dpbert_jax.policies.planner import bounded, judge
+from dpbert_jax.policies.planner import LENGTH, bounded, judge
 from dpbert_jax.training.expected_loss import mean_loss
 from dpbert_jax.training.plan_bank import EXHAUSTIVE_GATES, best_chain
 from dpbert_jax.training.plan_table import PlanTable
@@ -38,7 +38,9 @@ DESCENT_STEPS, DESCENT_LEARNING_RATE = 200, 5e-2
 FOLDS = 5
 STRIDES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # logits, for a row one standard deviation off the mean
 NEARLY_HARD = 0.03  # strides are judged as inference will have it: short ones tell rows apart, too
-STIR = 1e-3  # the least stride: where the chain alone stays, something must say who goes deeper
+STIR = 1e-3  # logits: among rows that are alike otherwise something must say who goes deeper
+# Of what is read of a row, all in unit variance: the length, and principal components of all.
+OF_LENGTH, OF_ALL = slice(0, 1), slice(1, None)
 
 
 class _Rows(NamedTuple):
@@ -67,19 +69,23 @@ def refit_planner(
     that does, in two parts with strides of their own: how deep a row should go (all gates alike),
     and which layers it should run (what each gate wants beyond that). Last, how far apart the
     layers belong now that rows are told apart.
+
+    All this twice: of the length alone, and of all that a planner reads. What serves rows better
+    that are left out is taken; where that is the length, content only parts rows of one length. A
+    few hundred rows make content look useful that is not (docs/experiments.md).
     """
     plans = jnp.asarray(table.plans)
-    basis, mean = _principal_components(table.features), table.features.mean(axis=0)
+    basis, mean = _whitening(table.features), table.features.mean(axis=0)
     read = (table.features - mean) @ basis
     rows = _Rows(read, losses, np.asarray(row_weights(config, table.lengths)))
-    chain = _blind_chain(config, table.plans, losses.mean(axis=0), rank=read.shape[1])
+    chain = _blind_chain(config, table.plans, losses.mean(axis=0))
 
-    strides = (0.0, 0.0)
+    reads, strides = OF_LENGTH, (0.0, 0.0)
     if len(read) >= FOLDS:
         # Who chooses layers leaves the bank, and what a plan outside it is worth is not known.
         layers = STRIDES if config.num_gates <= EXHAUSTIVE_GATES else (0.0,)
-        strides = _cross_validated(config, plans, chain, rows, layers, seed)
-    step = _steepest(config, plans, chain, rows)
+        reads, strides = _cross_validated(config, plans, chain, rows, layers, seed)
+    step = _steepest(config, plans, chain, rows, reads)
     planner = _stepped(config, chain, step, *strides)
     planner = _chain_descended(config, plans, planner, rows)
     kernel = basis @ planner["input"]["kernel"]
@@ -90,7 +96,6 @@ def _blind_chain(
     config: DPBertConfig,
     plans: Float[np.ndarray, "K P"],
     mean_losses: Float[np.ndarray, " K"],
-    rank: int,
 ) -> Float[np.ndarray, " P"]:
     """The best logits for all rows alike, before they are bounded.
 
@@ -99,8 +104,8 @@ def _blind_chain(
     """
     order = plans[best_chain(config, plans, mean_losses)].sum(axis=0)
     even = (CHAIN_SPACE * (order - order.mean())).astype(np.float32)
-    planner = _stepped(config, even, np.zeros((rank, 1 + len(even)), np.float32), 0.0, 0.0)
-    nothing_read = np.zeros((1, rank), np.float32)
+    planner = _stepped(config, even, np.zeros((1, 2 + len(even)), np.float32), 0.0, 0.0)
+    nothing_read = np.zeros((1, 1), np.float32)
     mean_row = _Rows(nothing_read, mean_losses[None], np.ones(1, np.float32))
     planner = _chain_descended(config, jnp.asarray(plans), planner, mean_row)
     return planner["output"]["bias"]
@@ -147,26 +152,29 @@ def _cross_validated(
     rows: _Rows,
     layer_strides: tuple[float, ...],
     seed: int,
-) -> tuple[float, float]:
-    """The strides, for depth and for layers, that serve the rows best that are left out."""
+) -> tuple[slice, tuple[float, float]]:
+    """What to read, and the strides for depth and for layers, that serve left out rows best."""
     fold = np.random.default_rng(seed).permutation(len(rows.read)) % FOLDS
     tried = list(product(STRIDES, layer_strides))
-    found = np.zeros(len(tried))
-    for out in range(FOLDS):
+    found = np.zeros((2, len(tried)))
+    for out, (number, reads) in product(range(FOLDS), enumerate((OF_LENGTH, OF_ALL))):
         left_out = rows.at(fold == out)
-        step = _steepest(config, plans, chain, rows.at(fold != out))
+        step = _steepest(config, plans, chain, rows.at(fold != out), reads)
         for at, strides in enumerate(tried):
             planner = _stepped(config, chain, step, *strides)
             logits = judge(config, planner, jnp.asarray(left_out.read))
             loss = left_out.mean_loss(config, plans, logits, NEARLY_HARD)
-            found[at] += len(left_out.read) / len(rows.read) * float(loss)
-    depth, layers = tried[found.argmin()]
+            found[number, at] += len(left_out.read) / len(rows.read) * float(loss)
+    of_length, of_all = found.min(axis=1)
+    reads, best = (OF_ALL, found[1]) if of_all < of_length else (OF_LENGTH, found[0])
+    strides = tried[best.argmin()]
     logger.info(
-        "Planner refitted: loss %.4f on rows left out, blind to the input %.4f (strides: depth %g, "
-        "layers %g).",
-        *(found.min(), found[0], depth, layers),
+        "Planner refitted: reads %s. Loss on rows left out %.4f by the length alone, %.4f by all, "
+        "%.4f blind to the input (strides: depth %g, layers %g).",
+        *("the length alone" if reads == OF_LENGTH else "all", of_length, of_all, found[0, 0]),
+        *strides,
     )
-    return depth, layers
+    return reads, strides
 
 
 def _steepest(
@@ -174,32 +182,39 @@ def _steepest(
     plans: Array,
     chain: Float[np.ndarray, " P"],
     rows: _Rows,
-) -> Float[np.ndarray, "R 1+P"]:
-    """Directions from the chain in which the loss falls most: for all gates alike, and for each.
+    reads: slice,
+) -> Float[np.ndarray, "R Q"]:
+    """Directions from the chain in which the loss falls most.
 
-    What every row's logits want, regressed on whitened features. Both parts are scaled so that
-    what they say of a row has unit variance, over rows (and gates).
+    For all gates alike by all that is read, for all gates alike by `reads`, and for each gate by
+    `reads`: what every row's logits want, regressed on whitened features. Each part is scaled so
+    that what it says of a row has unit variance, over rows (and gates).
     """
     assert config.planner is not None
-    read = rows.read
-    logits = bounded(config.planner, jnp.asarray(np.tile(chain, (len(read), 1))))
+    logits = bounded(config.planner, jnp.asarray(np.tile(chain, (len(rows.read), 1))))
     slope = jax.grad(lambda x: rows.mean_loss(config, plans, x, TEMPERATURE))(logits)
     wanted = -np.asarray(slope)
     wanted -= wanted.mean(axis=0)
     alike = wanted.mean(axis=1, keepdims=True)
-    parts = [read.T @ part for part in (alike, wanted - alike)]
-    spread = [np.sqrt(np.mean(np.square(read @ part))) for part in parts]
-    return np.concatenate([p / max(s, 1e-12) for p, s in zip(parts, spread, strict=True)], axis=1)
+
+    def direction(of: slice, wanted: np.ndarray) -> np.ndarray:
+        part = np.zeros((rows.read.shape[1], wanted.shape[1]), np.float32)
+        part[of] = rows.read[:, of].T @ wanted
+        spread = np.sqrt(np.mean(np.square(rows.read @ part)))
+        return part / max(spread, 1e-12)
+
+    parts = direction(OF_ALL, alike), direction(reads, alike), direction(reads, wanted - alike)
+    return np.concatenate(parts, axis=1)
 
 
 def _stepped(
     config: DPBertConfig,
     chain: Float[np.ndarray, " P"],
-    step: Float[np.ndarray, "R 1+P"],
+    step: Float[np.ndarray, "R Q"],
     depth: float,
     layers: float,
 ) -> Params:
-    """The planner that strides along both parts of a step; it reads whitened features.
+    """The planner that strides along the parts of a step; it reads whitened features.
 
     A direction is one tanh unit of slope 1 around the mean that says at most 2 standard deviations
     of a row: outliers are held back. The other units are idle.
@@ -207,21 +222,28 @@ def _stepped(
     assert config.planner is not None
     width, gates = config.planner.hidden_size, config.num_gates
     said = np.zeros((width, gates), np.float32)
-    said[0] = max(depth, STIR)
-    said[1 : 1 + gates] = layers * np.eye(gates)
+    said[0], said[1] = STIR, depth
+    said[2 : 2 + gates] = layers * np.eye(gates)
     kernel = np.zeros((len(step), width), np.float32)
-    kernel[:, : 1 + gates] = step / 2
+    kernel[:, : 2 + gates] = step / 2
     return {
         "input": {"kernel": kernel, "bias": np.zeros(width, np.float32)},
         "output": {"kernel": 2 * width**0.5 * said, "bias": chain},
     }
 
 
-def _principal_components(features: np.ndarray) -> np.ndarray:
-    """A basis [F, R] in which the centred features have variance 1 / R in each direction."""
+def _whitening(features: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "F R"]:
+    """What to read of centred features: the length, and R principal components of all.
+
+    The length's variance is 1, each component's 1 / R: what is alike in all has variance 1 too.
+    """
     centred = features - features.mean(axis=0)
     _, spread, directions = np.linalg.svd(centred, full_matrices=False)
     spread = spread / len(features) ** 0.5
     rank = max(min(RANK, int((spread > 1e-5 * spread[0]).sum())), 1)
     scale = np.maximum(spread[:rank], 1e-12)  # a single row has no spread at all
-    return (directions[:rank].T / scale / rank**0.5).astype(np.float32)
+    length = np.zeros((features.shape[1], 1))
+    deviation = centred[:, LENGTH].std()
+    length[LENGTH] = 1 / deviation if deviation > 1e-5 else 0.0  # rows may be of one length
+    components = directions[:rank].T / scale / rank**0.5
+    return np.concatenate([length, components], axis=1).astype(np.float32)

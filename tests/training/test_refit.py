@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
-from dpbert_jax.policies.planner import judge
+from dpbert_jax.policies.planner import LENGTH, judge
 from dpbert_jax.training.plan_bank import all_plans, best_chain, drawn_plans
 from dpbert_jax.training.plan_table import PlanTable
 from dpbert_jax.training.refit import refit_planner
@@ -90,6 +90,32 @@ def test_features_that_say_nothing_are_left_aside(hard_and_easy):
     planner = refit_planner(CONFIG, table._replace(features=noise), losses, seed=0)
     logits = np.asarray(judge(CONFIG, planner, jnp.asarray(noise)))
     assert 0 < logits.std(axis=0).max() < 0.01
+
+
+def test_content_is_read_only_where_it_tells_more_than_the_length(hard_and_easy):
+    """The length tells which rows need layers; content is noise, and parts rows of one length."""
+    hard, table, losses = hard_and_easy
+    random = np.random.default_rng(2)
+    features = random.standard_normal(table.features.shape).astype(np.float32)
+    features[:, LENGTH] = hard + 0.1 * random.standard_normal(len(hard))
+    planner = refit_planner(CONFIG, table._replace(features=features), losses, seed=0)
+    other = random.standard_normal(table.features.shape).astype(np.float32)
+    other[:, LENGTH] = features[:, LENGTH]
+    logits, beside = (np.asarray(judge(CONFIG, planner, jnp.asarray(f))) for f in (features, other))
+    assert logits[hard > 0].min() - logits[hard == 0].max() > 1
+    assert 0 < np.abs(logits - beside).max() < 0.01
+
+
+def test_rows_of_one_length_are_told_apart_by_content_or_not_at_all(hard_and_easy):
+    hard, table, losses = hard_and_easy
+    features = table.features.copy()
+    features[:, LENGTH] = -1.0
+    planner = refit_planner(CONFIG, table._replace(features=features), losses, seed=0)
+    other = features.copy()
+    other[:, LENGTH] = 4.0
+    logits, longer = (np.asarray(judge(CONFIG, planner, jnp.asarray(f))) for f in (features, other))
+    assert logits[hard > 0].min() > logits[hard == 0].max()
+    np.testing.assert_array_equal(logits, longer)
 
 
 def test_a_single_row_tells_nothing_of_others(hard_and_easy):
