@@ -24,14 +24,16 @@ FOLDER = "~/.cache/dpbert_jax/serve"
 LENGTHS = (16, 32, 64, 128, 256, 512)
 ROUNDS = 5  # in each, every shape has its turn: a machine that slows down slows all
 BUDGETS = 5  # of those trained for, whose costs are told apart
+TEXTS = 32  # at least so many tell what texts cost
 FORMAT = 2  # of what is kept
 
 
 class Measured(NamedTuple):
     """Seconds of a batch by texts, tokens of each, and share of the dense FLOPs that it spent.
 
-    Between these it is linear: in the texts, and in the cost. What texts of a length cost at a
-    budget is not the budget, which all lengths meet together.
+    Between these it is linear: in the texts, and in the cost, which is linear between budgets. What
+    texts of a length cost at a budget is not the budget, which all lengths meet together. Texts of
+    a length that was not measured take what the next longer ones do.
     """
 
     rows: list[int]
@@ -61,8 +63,8 @@ class Measured(NamedTuple):
         if costs[-1] - costs[0] < 0.01:  # no planner, or one that gives such texts all layers
             return slow
         cost = np.interp(budget, self.budgets, costs)
-        spent = (cost - costs[0]) / (costs[-1] - costs[0])
-        return fast + float(spent) * max(slow - fast, 0.0)
+        saved = (costs[-1] - cost) / (costs[-1] - costs[0])
+        return slow - float(saved) * max(slow - fast, 0.0)
 
 
 def measured(backend: Backend, max_rows: int, lowest: float, anew: bool) -> Measured:
@@ -117,9 +119,11 @@ def measure(backend: Backend, max_rows: int, lowest: float) -> Measured:
     costs = np.zeros((len(lengths), len(budgets)))
     vocabulary = backend.config.encoder.vocab_size
     for i, length in enumerate(lengths):
-        texts = random_rows(rows[-1], length, vocabulary)
+        texts = random_rows(TEXTS, length, vocabulary)
+        batches = np.array_split(np.arange(TEXTS), -(-TEXTS // rows[-1]))
         for j, budget in enumerate(budgets):
-            costs[i, j] = backend.answer(texts, [budget] * rows[-1]).cost.mean()
+            found = [backend.answer(texts.take(each), [budget] * len(each)) for each in batches]
+            costs[i, j] = np.concatenate([answers.cost for answers in found]).mean()
     for turn in range(-1, ROUNDS):  # the first is not timed
         for i, length in enumerate(lengths):
             for j, number in enumerate(rows):

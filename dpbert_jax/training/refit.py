@@ -39,7 +39,7 @@ FOLDS = 5
 STRIDES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # logits, for a row one standard deviation off the mean
 NEARLY_HARD = 0.03  # strides are judged as inference will have it: short ones tell rows apart, too
 STIR = 1e-3  # logits: among rows that are alike otherwise something must say who goes deeper
-# Of what is read of a row, all in unit variance: the length, and principal components of all.
+# What is read of a row: its length, and the principal components of all that a planner may read.
 OF_LENGTH, OF_ALL = slice(0, 1), slice(1, None)
 
 
@@ -70,9 +70,9 @@ def refit_planner(
     and which layers it should run (what each gate wants beyond that). Last, how far apart the
     layers belong now that rows are told apart.
 
-    All this twice: of the length alone, and of all that a planner reads. What serves rows better
-    that are left out is taken; where that is the length, content only parts rows of one length. A
-    few hundred rows make content look useful that is not (docs/experiments.md).
+    The step is tried by the length alone and by all that a planner reads, and the one taken that
+    serves rows better that are left out; after one by the length content says which of the rows of
+    about one length go first, no more (docs/experiments.md has what this is worth).
     """
     plans = jnp.asarray(table.plans)
     basis, mean = _whitening(table.features), table.features.mean(axis=0)
@@ -168,11 +168,11 @@ def _cross_validated(
     of_length, of_all = found.min(axis=1)
     reads, best = (OF_ALL, found[1]) if of_all < of_length else (OF_LENGTH, found[0])
     strides = tried[best.argmin()]
+    read = "the length alone" if reads == OF_LENGTH else "all"
     logger.info(
         "Planner refitted: reads %s. Loss on rows left out %.4f by the length alone, %.4f by all, "
         "%.4f blind to the input (strides: depth %g, layers %g).",
-        *("the length alone" if reads == OF_LENGTH else "all", of_length, of_all, found[0, 0]),
-        *strides,
+        *(read if any(strides) else "nothing", of_length, of_all, found[0, 0], *strides),
     )
     return reads, strides
 
@@ -196,11 +196,12 @@ def _steepest(
     wanted = -np.asarray(slope)
     wanted -= wanted.mean(axis=0)
     alike = wanted.mean(axis=1, keepdims=True)
+    read = rows.read - rows.read.mean(axis=0)  # of rows without some
 
     def direction(of: slice, wanted: np.ndarray) -> np.ndarray:
-        part = np.zeros((rows.read.shape[1], wanted.shape[1]), np.float32)
-        part[of] = rows.read[:, of].T @ wanted
-        spread = np.sqrt(np.mean(np.square(rows.read @ part)))
+        part = np.zeros((read.shape[1], wanted.shape[1]), np.float32)
+        part[of] = read[:, of].T @ wanted
+        spread = np.sqrt(np.mean(np.square(read @ part)))
         return part / max(spread, 1e-12)
 
     parts = direction(OF_ALL, alike), direction(reads, alike), direction(reads, wanted - alike)
@@ -233,9 +234,9 @@ def _stepped(
 
 
 def _whitening(features: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "F R"]:
-    """What to read of centred features: the length, and R principal components of all.
+    """What to read of centred features: the length, of variance 1, and R - 1 principal components.
 
-    The length's variance is 1, each component's 1 / R: what is alike in all has variance 1 too.
+    Each component has variance 1 / (R - 1), so that their squares add up to the length's.
     """
     centred = features - features.mean(axis=0)
     _, spread, directions = np.linalg.svd(centred, full_matrices=False)

@@ -57,6 +57,13 @@ def test_a_budget_takes_what_texts_of_the_length_cost_at_it():
     np.testing.assert_allclose(long, [0.2, 0.1, 0.1, 0.1])
 
 
+def test_fewer_layers_never_take_longer_and_where_none_are_saved_no_time_is():
+    """What says otherwise is noise."""
+    for costs, seconds in (([0.5, 1.0], [0.03, 0.02]), ([1.0, 1.0], [0.01, 0.02])):
+        times = measure.Measured([1], [16], [0.4, 1.0], [costs], [[seconds]])
+        np.testing.assert_allclose(times.service(16, (1.0, 0.4)).seconds[0], [0.02, 0.02])
+
+
 def test_costs_are_asked_at_budgets_that_were_trained_for(
     quick, served_config, random_params, tiny_folder, tmp_path
 ):
@@ -65,10 +72,14 @@ def test_costs_are_asked_at_budgets_that_were_trained_for(
     folder = tmp_path / "up_to_most"
     folder.mkdir()
     save_folder(folder, config, random_params(config, 3), load_tokenizer(tiny_folder))
-    found = measure.measure(open_backend(str(folder), "auto", **SIZES), 1, 0.4)
+    backend = open_backend(str(folder), "auto", **SIZES)
+    found = measure.measure(backend, 1, 0.4)
     np.testing.assert_allclose(found.budgets, [0.4, 0.5, 0.6, 0.7, 0.8, 1.0])
-    for costs in found.costs:
-        assert costs == sorted(costs) and costs[0] < 1 <= costs[-1]
+    for length, costs in zip(found.lengths, found.costs, strict=True):
+        texts = random_rows(measure.TEXTS, length, config.encoder.vocab_size)
+        for budget, cost in zip(found.budgets, costs, strict=True):
+            answers = backend.answer(texts, [budget] * len(texts))
+            assert cost == pytest.approx(float(answers.cost.mean()))
 
 
 def test_other_weights_have_latencies_of_their_own(
