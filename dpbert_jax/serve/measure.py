@@ -24,7 +24,7 @@ FOLDER = "~/.cache/dpbert_jax/serve"
 LENGTHS = (16, 32, 64, 128, 256, 512)
 ROUNDS = 5  # in each, every shape has its turn: a machine that slows down slows all
 BUDGETS = 5  # of those trained for, whose costs are told apart
-TEXTS = 32  # at least so many tell what texts cost
+TEXTS = 32  # of each length, to tell what such texts cost
 FORMAT = 2  # of what is kept
 
 
