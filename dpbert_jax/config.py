@@ -184,6 +184,7 @@ class DPBertConfig:
     calibration: Calibration | None = None
     default_budget: float | None = None  # of an export, for calls that name none; None: 1
     adapters: AdapterConfig | None = None  # of plans of each depth; only beside a planner
+    token_selectors: bool = False  # whether tokens drop out on the way (`policies.tokens`)
 
     def __post_init__(self) -> None:
         if self.default_budget is not None and not 0 < self.default_budget <= 1:
@@ -198,6 +199,8 @@ class DPBertConfig:
             )
         if self.encoder.compression and not self.planner:
             raise UserError("dpbert.embedding_compression must stand beside a planner.")
+        if self.token_selectors:
+            self._check_selectors()
         if self.planner and not 0 <= self.planner.stem_layers < self.encoder.num_hidden_layers:
             raise UserError(
                 f"stem_layers is {self.planner.stem_layers}, but must lie in 0 .. "
@@ -214,6 +217,17 @@ class DPBertConfig:
                 f"min_layers is {self.planner.min_layers}, but the model has "
                 f"{self.encoder.num_hidden_layers} layers."
             )
+
+    def _check_selectors(self) -> None:
+        if self.encoder.num_hidden_layers < 2:
+            raise UserError("TR-BERT drops tokens between layers, and this model has one.")
+        if self.encoder.family.relative_attention:
+            raise UserError(
+                f"A {self.encoder.model_type} tells tokens by their distance, which changes where "
+                "some drop out: TR-BERT is for models with a position for each token."
+            )
+        if self.adapters:
+            raise UserError("TR-BERT cannot drop tokens of a model with adapters by depth.")
 
     @property
     def stem_layers(self) -> int:
@@ -289,7 +303,7 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
         calibration = extra.get("calibration")
         return DPBertConfig(
             encoder,
-            PlannerConfig(**extra["planner"]),
+            PlannerConfig(**extra["planner"]) if extra["planner"] else None,
             Calibration(
                 tuple(calibration["budgets"]),
                 tuple(calibration["thresholds"]),
@@ -299,6 +313,7 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
             else None,
             extra.get("default_budget"),
             AdapterConfig(**extra["adapters"]) if extra.get("adapters") else None,
+            extra.get("token_selectors", False),
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where} is not a configuration of this library: {error}.") from error
@@ -328,14 +343,16 @@ def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    if config.planner:
+    if config.planner or config.token_selectors:
         values["dpbert"] = {
-            "planner": dataclasses.asdict(config.planner),
+            "planner": dataclasses.asdict(config.planner) if config.planner else None,
             "calibration": dataclasses.asdict(config.calibration) if config.calibration else None,
             "default_budget": config.default_budget,
         }
         if config.adapters:
             values["dpbert"]["adapters"] = dataclasses.asdict(config.adapters)
+        if config.token_selectors:
+            values["dpbert"]["token_selectors"] = True
         if encoder.compression:
             values["dpbert"]["embedding_compression"] = dataclasses.asdict(encoder.compression)
     return values

@@ -33,8 +33,8 @@ from dpbert_jax.inference.packed import CHUNK_ROWS
 from dpbert_jax.inference.path import Weights, prepare
 from dpbert_jax.inference.texts import Encoder, read_texts
 from dpbert_jax.integrity import update_sums, write_whole
-from dpbert_jax.policies.protocol import Planned
 from dpbert_jax.policies.rule import resolve_rule
+from dpbert_jax.policies.tokens import own_policy
 from dpbert_jax.problem import answers, probabilities
 from dpbert_jax.programs import keep_programs
 from dpbert_jax.run_folder import EXPORT_CONFIG, read_max_seq_length
@@ -256,7 +256,7 @@ class Model:
 
     @cached_property
     def _weights(self) -> Weights:
-        return prepare(self.config, Planned(self.config), self.params, self.dtype)
+        return prepare(self.config, own_policy(self.config), self.params, self.dtype)
 
     @cached_property
     def _one(self) -> Executor:

@@ -22,8 +22,10 @@ from dpbert_jax.evaluation.evaluate import predict
 from dpbert_jax.hub import load_run, load_tokenizer, save_folder
 from dpbert_jax.inference import make_executor, resolve_rule
 from dpbert_jax.inference.packed import CHUNK_ROWS
-from dpbert_jax.inference.texts import Encoder
+from dpbert_jax.inference.texts import Encoder, read_texts
 from dpbert_jax.model import Model
+from dpbert_jax.serve.backend import open_backend
+from dpbert_jax.study.trbert import initial_selectors
 
 VOCABULARY = "the a cat dog sat ran on mat in sun and it was film walk good bad"
 TEXTS = ["the cat sat on the mat", "a film"]
@@ -226,3 +228,56 @@ def test_another_process_unpickles_it_and_a_fork_is_refused(model, tiny_run, tmp
     assert answer == str(model.predict(["a film"]))
     assert len(refusals) == 2
     assert all("JAX does not work in a fork" in line for line in refusals)
+
+
+@pytest.fixture(params=["alone", "planned"])
+def dropping(request, tmp_path, tiny_folder, random_params):
+    """A model some of whose tokens drop out, alone or beside a planner, saved and loaded."""
+    encoder = dataclasses.replace(TINY, num_labels=2)
+    calibration = Calibration((0.6, 1.0), (0.0, -9.0))
+    parts = (PlannerConfig(), calibration) if request.param == "planned" else ()
+    config = DPBertConfig(encoder, *parts, token_selectors=True)
+    selectors = initial_selectors(config, seed=0)
+    random = np.random.default_rng(0)
+    for selector, bias in zip(selectors.values(), (0, -1000), strict=True):  # some go, then all
+        selector["narrow"] = {
+            "kernel": random.normal(0, 30, selector["narrow"]["kernel"].shape).astype(np.float32),
+            "bias": np.full(1, bias, np.float32),
+        }
+    params = {**random_params(config), **selectors}
+    Model(config, params, load_tokenizer(tiny_folder), 16).save_pretrained(tmp_path / "m")
+    return Model.from_pretrained(tmp_path / "m")
+
+
+def test_a_model_that_drops_tokens_is_asked_as_any_other(dropping):
+    texts = [LONG, *TEXTS]
+    assert dropping.config.token_selectors and dropping.max_seq_length == 16
+    whole = dataclasses.replace(dropping.config, token_selectors=False)
+    without = dataclasses.replace(dropping, config=whole)
+    alone = dropping.predict(texts)
+    for p, plain in zip(alone, without.predict(texts), strict=True):
+        assert p.layers == plain.layers == (0, 1, 2, 3)
+        assert p.cost < plain.cost
+    many = dropping.predict(texts * CHUNK_ROWS)  # packed
+    for p, other in zip(alone, many[:3], strict=True):
+        assert (p.label, p.layers) == (other.label, other.layers)
+        assert p.cost == pytest.approx(other.cost)
+        assert p.probabilities == pytest.approx(other.probabilities, abs=1e-4)
+    if dropping.config.planner:
+        fewer = dropping.predict(texts, budget=0.6)
+        assert all(p.cost < q.cost for p, q in zip(fewer, alone, strict=True))
+
+
+def test_a_model_that_drops_tokens_is_served_at_what_it_costs(dropping):
+    backend = open_backend(str(dropping.folder), "auto", max_batch_size=4, max_padding=0.2)
+    rows, _ = Encoder(dropping.tokenizer).encode(read_texts([LONG, *TEXTS]), 16, True)
+    found = backend.answer(rows, [1.0] * 3)
+    said = dropping.predict([LONG, *TEXTS])
+    assert found.cost.tolist() == pytest.approx([p.cost for p in said])
+    assert backend.answer(rows.take(np.array([1])), [1.0]).cost[0] == pytest.approx(said[1].cost)
+
+
+def test_no_format_drops_tokens_and_says_so(dropping, tmp_path):
+    with pytest.raises(UserError, match="drops tokens on the way, which no format"):
+        dropping.export("stablehlo", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

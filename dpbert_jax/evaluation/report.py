@@ -81,7 +81,7 @@ def evaluate(
     rules = [resolve_rule(config, budget, args.plan_rule) for budget in args.budget]
     run = make_runner(args, model, length_buckets)
     run_dense = make_runner(args, teacher, length_buckets) if teacher else run
-    if config.planner and teacher is None:
+    if (config.planner or config.token_selectors) and teacher is None:
         logger.info("%s has no %s/: its own full path stands for dense.", folder, TEACHER)
 
     results, plans = [], {}

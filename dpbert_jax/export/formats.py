@@ -134,6 +134,11 @@ class Format(NamedTuple):
         """
         options = ExportOptions(plan_rule, int8 or int8_all, int8_all, standard_operators)
         self.check(options)
+        if model.config.token_selectors:
+            raise UserError(
+                f"export: {model.folder or 'the model'} drops tokens on the way, which no format "
+                "can: it runs in this library (`Model`, `dpbert serve`)."
+            )
         prepared = self.prepare(model, options, default_budget)
         unused_folder(str(folder), "export:")
         if model.config.planner is None:

@@ -17,6 +17,7 @@ from dpbert_jax.encoder.operations import Params
 from dpbert_jax.encoder.word_table import PLACE, factor_shapes
 from dpbert_jax.policies.adapted import adapter_shapes
 from dpbert_jax.policies.planner import planner_products
+from dpbert_jax.policies.tokens import selector_products
 
 
 class Names(NamedTuple):
@@ -186,6 +187,9 @@ def key_table(config: DPBertConfig) -> list[Entry]:
     table += _adapters(config)
     for name, product in planner_products(config).items():
         table += _dense(f"planner.{name}", product.inputs, product.outputs, "planner", name)
+    for selector, products in selector_products(config).items():
+        for name, (inputs, outputs) in products.items():
+            table += _dense(f"{selector}.{name}", inputs, outputs, selector, name)
     return table
 
 
@@ -225,8 +229,9 @@ def canonical_hf_key(key: str, config: EncoderConfig) -> str | None:
 
 
 def of_encoder(key: str, config: EncoderConfig) -> bool:
-    """Whether a tensor's name is one of the encoder or the planner, and of no other head."""
-    return key.startswith((f"{NAMES[config.model_type].prefix}.", "planner.", "adapters."))
+    """Whether a tensor's name is one of the encoder or of what decides, and of no other head."""
+    ours = ("planner.", "adapters.", "selector_")
+    return key.startswith((f"{NAMES[config.model_type].prefix}.", *ours))
 
 
 # What one line of a list stands for: a layer, a part of the encoder, or all of another head.

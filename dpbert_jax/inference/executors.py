@@ -30,8 +30,9 @@ from dpbert_jax.inference.in_graph import (
 from dpbert_jax.inference.packed import PIECE_TOKENS, Packed
 from dpbert_jax.inference.path import Output, TokenOutput, Weights, prepare, stem_of
 from dpbert_jax.policies.gates import FREE
-from dpbert_jax.policies.protocol import Planned, Policy
+from dpbert_jax.policies.protocol import Policy
 from dpbert_jax.policies.rule import Rule
+from dpbert_jax.policies.tokens import own_policy
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ def make_executor(
     Args:
         params: the parameters, or, for all but `masked`, what `prepare` made of them: executors
             can then share it.
-        policy: who decides which layers run; default: the model's planner, if it has one.
+        policy: who decides which layers run, and on which tokens; default: the model's own.
         chunk_size: rows that `chunked` runs at once; default: by device and sequence length.
 
     Raises:
@@ -213,7 +214,7 @@ def make_executor(
     if chunk_size is not None and chunk_size < 1:
         raise UserError(f"--chunk_size is {chunk_size}, but must be at least 1.")
     platform, own = jax.default_backend(), policy is None
-    policy = policy or Planned(config)
+    policy = policy or own_policy(config)
     if name == "masked":
         forward_masked = _trained_form()
         weights: Any = jax.device_put(params)
@@ -265,7 +266,7 @@ def in_graph_program(
 @lru_cache(maxsize=16)
 def _shared_program(config: DPBertConfig, *about: Any) -> Any:
     """`in_graph_program` of models that differ in their weights only, and their own policy."""
-    return in_graph_program(config, Planned(config), *about)
+    return in_graph_program(config, own_policy(config), *about)
 
 
 def _trained_form() -> Any:

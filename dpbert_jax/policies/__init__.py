@@ -9,7 +9,7 @@ from dpbert_jax.policies.protocol import Planned, Policy
 from dpbert_jax.policies.smartbert import SmartBert
 from dpbert_jax.policies.tokens import trbert
 
-# By name, of a model's config. A model's own is the first.
+# By name, of a model's config.
 POLICIES: dict[str, Callable[[DPBertConfig], Policy]] = {
     "planned": Planned,
     "deebert": deebert,

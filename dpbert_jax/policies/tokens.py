@@ -7,6 +7,7 @@ one half on do, and the first token always. Which layers run is another policy's
 and answers are handed through: so tokens and layers are saved together.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ from jaxtyping import Array, Float, Int, Num
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.flops import layer_flops
 from dpbert_jax.encoder.operations import ACTIVATIONS, Params, dense
-from dpbert_jax.errors import UserError
 from dpbert_jax.policies.gates import FREE
 from dpbert_jax.policies.protocol import Planned, Policy
 from dpbert_jax.policies.rule import Rule
@@ -58,17 +58,6 @@ class TrBert:
 
     config: DPBertConfig
     inner: Policy
-
-    def __post_init__(self) -> None:
-        if self.config.encoder.num_hidden_layers < 2:
-            raise UserError("TR-BERT drops tokens between layers, and this model has one.")
-        if self.config.encoder.family.relative_attention:
-            raise UserError(
-                f"A {self.config.encoder.model_type} tells tokens by their distance, which changes "
-                "where some drop out: TR-BERT is for models with a position for each token."
-            )
-        if self.inner.slots is not None:
-            raise UserError("TR-BERT cannot drop tokens of a model with adapters by depth.")
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -152,6 +141,31 @@ class TrBert:
         return cost + self.inner.cost(layer_mask, whole) - layer_mask.sum(axis=1) / layers
 
 
+def selector_products(config: DPBertConfig) -> dict[str, dict[str, tuple[int, int]]]:
+    """Inputs and outputs of each product of each selector, by names in the parameters."""
+    products = {"wide": (config.encoder.hidden_size, SELECTOR_SIZE), "narrow": (SELECTOR_SIZE, 1)}
+    numbers = range(len(selector_layers(config))) if config.token_selectors else ()
+    return {f"selector_{number}": products for number in numbers}
+
+
+def with_selectors(config: DPBertConfig) -> DPBertConfig:
+    """The same model, of which tokens drop out.
+
+    Raises:
+        UserError: none can.
+    """
+    return dataclasses.replace(config, token_selectors=True)
+
+
 def trbert(config: DPBertConfig) -> TrBert:
-    """On a model's own policy: on all layers where it has no planner."""
-    return TrBert(config, Planned(config))
+    """On a planner's plans: on all layers where the model has none.
+
+    Raises:
+        UserError: no tokens can drop out of this model.
+    """
+    return TrBert(with_selectors(config), Planned(config))
+
+
+def own_policy(config: DPBertConfig) -> Policy:
+    """A model's own: its planner, and its selectors where it has any."""
+    return trbert(config) if config.token_selectors else Planned(config)

@@ -38,8 +38,7 @@ class Answers(NamedTuple):
     cost: np.ndarray  # [N], share of the dense FLOPs
 
 
-# Logits and layer_mask of rows, each at a budget of its own.
-Run = Callable[[TokenizedSplit, Sequence[float]], tuple[np.ndarray, np.ndarray]]
+Answer = Callable[[TokenizedSplit, Sequence[float]], Answers]  # rows, each at its own budget
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,9 @@ class Backend:
     config: DPBertConfig
     tokenizer: Any
     max_seq_length: int
-    run: Run
+    answer: Answer  # the caller has checked the budgets
     warm_up: Callable[[], None]
     weights: str  # SHA-256 of all of them
-
-    def answer(self, rows: TokenizedSplit, budgets: Sequence[float]) -> Answers:
-        """Answers rows, each at its budget; the caller has checked the budgets."""
-        logits, layer_mask = self.run(rows, budgets)
-        return Answers(logits, layer_mask, Planned(self.config).cost(layer_mask, rows.lengths))
 
     def check_budget(self, budget: float) -> None:
         """Refuses a budget that the model cannot be asked for.
@@ -113,7 +107,7 @@ def _jax_backend(model: Model, max_batch_size: int) -> Backend:
     sizes = sorted({min(SMALL_BATCH, max_batch_size), max_batch_size})
     buckets = sorted({max(longest // part, 1) for part in (4, 2)})
 
-    def run(rows: TokenizedSplit, budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    def answer(rows: TokenizedSplit, budgets: Sequence[float]) -> Answers:
         rules = [resolve_rule(config, budget) for budget in budgets]
         alone = len(rows) == 1
         size = 1 if alone else next((s for s in sizes if s >= len(rows)), len(rows))
@@ -121,6 +115,7 @@ def _jax_backend(model: Model, max_batch_size: int) -> Backend:
         rule = rules[0] if alone else Rule(budgets[0], thresholds, config.num_gates)
         logits = np.zeros((len(rows), config.encoder.num_labels), np.float32)
         layer_mask = np.zeros((len(rows), config.encoder.num_hidden_layers), np.float32)
+        cost = np.zeros(len(rows), np.float32)
         made = batches(
             rows,
             size,
@@ -129,17 +124,20 @@ def _jax_backend(model: Model, max_batch_size: int) -> Backend:
             length_buckets=None if alone else buckets,
         )
         for batch in made:
-            output = (one if alone else many)(batch, rule.of_rows(batch["indices"]))
+            execute = one if alone else many
+            output = execute(batch, rule.of_rows(batch["indices"]))
             real = batch["indices"] >= 0
-            logits[batch["indices"][real]] = np.asarray(output.logits)[real]
-            layer_mask[batch["indices"][real]] = np.asarray(output.layer_mask)[real]
-        return logits, layer_mask
+            at = batch["indices"][real]
+            logits[at] = np.asarray(output.logits)[real]
+            layer_mask[at] = np.asarray(output.layer_mask)[real]
+            cost[at] = execute.cost(output, real, rows.lengths[at])
+        return Answers(logits, layer_mask, cost)
 
     def warm_up() -> None:
         alone = [length for length in LENGTH_BUCKETS if length < longest]
         for size, shorter in ((1, alone), *((size, buckets) for size in sizes)):
             for length in [*shorter, longest]:
-                run(random_rows(size, length, config.encoder.vocab_size), [1.0] * size)
+                answer(random_rows(size, length, config.encoder.vocab_size), [1.0] * size)
 
     folder = model.folder
     name = folder.name if folder else "model"
@@ -147,7 +145,7 @@ def _jax_backend(model: Model, max_batch_size: int) -> Backend:
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         weights.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
     digest = weights.hexdigest()
-    return Backend("jax", name, config, model.tokenizer, longest, run, warm_up, digest)
+    return Backend("jax", name, config, model.tokenizer, longest, answer, warm_up, digest)
 
 
 def random_rows(number: int, length: int, vocab_size: int) -> TokenizedSplit:
@@ -166,7 +164,7 @@ def _onnx_backend(folder: Path, max_batch_size: int, max_padding: float) -> Back
     model = Model(config, {}, tokenizer, longest, folder)
     call = load_artifact(chosen, folder, model, ExportOptions())
 
-    def run(rows: TokenizedSplit, budgets: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    def answer(rows: TokenizedSplit, budgets: Sequence[float]) -> Answers:
         logits = np.zeros((len(rows), config.encoder.num_labels), np.float32)
         layer_mask = np.ones((len(rows), config.encoder.num_hidden_layers), np.float32)
         for group in even_groups(rows.lengths, np.asarray(budgets), max_padding):
@@ -181,16 +179,16 @@ def _onnx_backend(folder: Path, max_batch_size: int, max_padding: float) -> Back
             logits[at], layer_mask[at] = call(batch, budgets[group[0]])
         if not np.isfinite(logits).all():
             raise FloatingPointError("the model computes NaN or infinity")
-        return logits, layer_mask
+        return Answers(logits, layer_mask, Planned(config).cost(layer_mask, rows.lengths))
 
     def warm_up() -> None:
         # Nothing is compiled for a shape, but memory is: it is had once for the largest.
         for number in (1, max_batch_size):
             for length in (1, longest):
-                run(random_rows(number, length, config.encoder.vocab_size), [1.0] * number)
+                answer(random_rows(number, length, config.encoder.vocab_size), [1.0] * number)
 
     digest = hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()  # of all its files
-    return Backend("onnx", folder.name, config, tokenizer, longest, run, warm_up, digest)
+    return Backend("onnx", folder.name, config, tokenizer, longest, answer, warm_up, digest)
 
 
 def even_groups(

@@ -5,6 +5,7 @@ the same rows in batches of the same size, with the same optimizer.
 """
 
 import dataclasses
+import shutil
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,10 @@ from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.evaluation.task import recorded_columns
+from dpbert_jax.hub import save_folder
+from dpbert_jax.integrity import update_sums
 from dpbert_jax.model import Model
-from dpbert_jax.run_folder import TEACHER
+from dpbert_jax.run_folder import BASELINES, TEACHER, TRAIN_CONFIG
 from dpbert_jax.training.arguments import TrainArguments
 from dpbert_jax.training.asking import asking, teacher_logits
 from dpbert_jax.training.feed import Feed
@@ -57,6 +60,14 @@ class Run(NamedTuple):
         """Steps that the run took after it had its dense model."""
         stages = plan_stages(num_batches(len(self.rows.kept), self.batch_size), self.args)
         return sum(span.num_steps for stage, span in stages if stage.needs_teacher)
+
+    def save_baseline(self, name: str, config: DPBertConfig, params: Params) -> Path:
+        """Leaves a model of the run's backbone among its baselines: of its data, cut as it cuts."""
+        folder = self.folder / BASELINES / name
+        save_folder(folder, config, params, self.model.tokenizer)
+        shutil.copyfile(self.folder / TRAIN_CONFIG, folder / TRAIN_CONFIG)
+        update_sums(folder, [TRAIN_CONFIG])
+        return folder
 
     def teacher_logits(self, split: TokenizedSplit) -> np.ndarray:
         """What the dense model says of a split's rows; [N, C]."""

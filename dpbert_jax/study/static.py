@@ -15,11 +15,12 @@ from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.attention import RELATIVE
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.evaluation.runner import compute_dtype
-from dpbert_jax.hub import save_folder
 from dpbert_jax.policies.dpbert import DPBert
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.objective import dense_forward, stage_loss
+
+STATIC = "static"  # method, and what its folders' names begin with
 
 
 def keep_layers(
@@ -34,13 +35,9 @@ def keep_layers(
     return DPBertConfig(encoder), kept
 
 
-def static_folder(run_folder: Path, layers: int) -> Path:
-    return run_folder / BASELINES / f"static_{layers}"
-
-
 def static_folders(run_folder: Path) -> list[Path]:
     """Of the static models that the run has."""
-    return sorted((run_folder / BASELINES).glob("static_*"))
+    return sorted((run_folder / BASELINES).glob(f"{STATIC}_*"))
 
 
 def train_static(run: Run, layer_mask: np.ndarray) -> Path:
@@ -52,6 +49,4 @@ def train_static(run: Run, layer_mask: np.ndarray) -> Path:
     distilled = run.teacher_logits(run.rows.kept)
     name = f"static {'.'.join(map(str, layers))}"
     params = fit(run, name, loss, config, params, distilled)
-    folder = static_folder(run.folder, len(layers))
-    save_folder(folder, config, params, run.model.tokenizer)
-    return folder
+    return run.save_baseline(f"{STATIC}_{len(layers)}", config, params)

@@ -18,10 +18,10 @@ from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import INPUTS, batches
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.evaluation.evaluate import Predictions
-from dpbert_jax.policies.tokens import selector_layers, trbert
+from dpbert_jax.model import Model
+from dpbert_jax.policies.tokens import own_policy, selector_layers
 from dpbert_jax.problem import answers
 from dpbert_jax.run_folder import BASELINES
-from dpbert_jax.study.early_exit import load_exits
 from dpbert_jax.study.scorer import Point, Scorer
 from dpbert_jax.study.sweep_arguments import SweepArguments
 from dpbert_jax.study.trained_points import trained_at
@@ -52,7 +52,8 @@ def token_points(args: SweepArguments, scorer: Scorer) -> list[Point]:
 
 def selected_otherwise(scorer: Scorer, folder: Path, control: str, seed: int) -> Predictions:
     """Answers on tokens selected by a control, and what TR-BERT's own cost."""
-    config, params, split = scorer.run.teacher.config, load_exits(folder), scorer.split
+    model, split = Model.from_pretrained(folder), scorer.split
+    config = model.config
     encoder, first = config.encoder, selector_layers(config)
     program = jax.jit(partial(_answer, config, control))
     said = answers(scorer.dense.logits, encoder.problem_type)
@@ -63,12 +64,12 @@ def selected_otherwise(scorer: Scorer, folder: Path, control: str, seed: int) ->
         real = batch["weights"] > 0
         numbers = batch["indices"]
         inputs = {name: batch[name] for name in INPUTS}
-        found, kept = program(params, inputs, said[numbers], numbers, seed)
+        found, kept = program(model.params, inputs, said[numbers], numbers, seed)
         logits[numbers[real]] = np.asarray(found)[real]
         for layer, count in zip(first, kept, strict=True):
             tokens[numbers[real], layer:] = np.asarray(count)[real, None]
     plans = np.ones_like(tokens)
-    cost = trbert(config).cost(plans, tokens)
+    cost = own_policy(config).cost(plans, tokens)
     return Predictions(logits, plans.astype(np.int8), cost.astype(np.float32), 0.0)
 
 

@@ -16,7 +16,6 @@ from dpbert_jax.inference import Rule, make_executor, resolve_rule
 from dpbert_jax.model import Model
 from dpbert_jax.policies import POLICIES
 from dpbert_jax.policies.early_exit import exits_cost
-from dpbert_jax.policies.tokens import trbert
 from dpbert_jax.problem import ProblemType
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.controls import exact_mix
@@ -80,8 +79,11 @@ def _static_point(scorer: Scorer, folder: Path) -> Variant:
 def _own_point(scorer: Scorer, method: str, folder: Path) -> Variant:
     """At what its training has made it spend."""
     config, rule = scorer.run.teacher.config, Rule(1.0, 0.0, 0)
-    policy, params = POLICIES[method](config), load_exits(folder)
-    executor = partial(make_executor, config=config, params=params, policy=policy)
+    if method == ALONE:
+        executor = Model.from_pretrained(folder).executor
+    else:
+        policy, params = POLICIES[method](config), load_exits(folder)
+        executor = partial(make_executor, config=config, params=params, policy=policy)
     made = run_split(scorer.run, scorer.split, executor("packed"), rule)
     point = scorer.point(method, None, [made])
     return Variant({**point, "trained_at": trained_at(folder, method)}, executor, rule)
@@ -96,14 +98,13 @@ def _planned_points(
     plan_rule: str, scorer: Scorer, folder: Path, planned: dict[float, Predictions]
 ) -> list[Variant]:
     """Plans of the planned points' budgets, on the tokens that stay: cheaper than these points."""
-    config, params = scorer.run.model.config, load_exits(folder)
-    executor = partial(make_executor, config=config, params=params, policy=trbert(config))
-    execute, points = executor("packed"), []
+    model, points = Model.from_pretrained(folder), []
+    execute = model.executor("packed")
     for budget in planned:
-        rule = resolve_rule(config, budget, plan_rule)
+        rule = resolve_rule(model.config, budget, plan_rule)
         point = scorer.point(PLANNED, budget, [run_split(scorer.run, scorer.split, execute, rule)])
         point["trained_at"] = trained_at(folder, PLANNED)
-        points.append(Variant(point, executor, rule))
+        points.append(Variant(point, model.executor, rule))
     return points
 
 

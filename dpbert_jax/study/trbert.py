@@ -39,14 +39,12 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.policies.planner import gate_logits
 from dpbert_jax.policies.tokens import (
-    SELECTOR_SIZE,
     selector_layers,
+    selector_products,
     stay_logits,
-    trbert,
     with_first,
+    with_selectors,
 )
-from dpbert_jax.run_folder import BASELINES
-from dpbert_jax.study.early_exit import save_exits
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.objective import drawn_plans, row_losses, score_sums
 from dpbert_jax.training.stage import plan_path
@@ -61,19 +59,16 @@ ALONE, PLANNED = "trbert", "planned_trbert"  # methods
 
 def initial_selectors(config: DPBertConfig, seed: int) -> Params:
     """A selector before each of `selector_layers`, which keeps next to every token."""
-    random = np.random.default_rng(seed)
-    hidden, stddev = config.encoder.hidden_size, config.encoder.initializer_range
+    random, stddev = np.random.default_rng(seed), config.encoder.initializer_range
 
-    def product(inputs: int, outputs: int, bias: float) -> Params:
+    def product(name: str, inputs: int, outputs: int) -> Params:
         kernel = random.normal(0, stddev, (inputs, outputs)).astype(np.float32)
+        bias = STAYING_BIAS if name == "narrow" else 0.0
         return {"kernel": kernel, "bias": np.full(outputs, bias, np.float32)}
 
     return {
-        f"selector_{i}": {
-            "wide": product(hidden, SELECTOR_SIZE, 0.0),
-            "narrow": product(SELECTOR_SIZE, 1, STAYING_BIAS),
-        }
-        for i in range(len(selector_layers(config)))
+        selector: {name: product(name, *shape) for name, shape in products.items()}
+        for selector, products in selector_products(with_selectors(config)).items()
     }
 
 
@@ -268,7 +263,7 @@ def check_trbert(run: Run, planned: bool) -> None:
         UserError: the model's family, its adapters or its stem allow it not.
     """
     config = (run.model if planned else run.teacher).config
-    trbert(config)
+    with_selectors(config)
     first = selector_layers(config)[0]
     if planned and config.stem_layers != first:
         raise UserError(
@@ -310,4 +305,4 @@ def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
         frozen=plan_path(config) if planned else (),
         seed=run.args.seed + SECOND,  # other batches and draws than before
     )
-    return save_exits(run.folder / BASELINES / f"{method}_{alpha:g}", params)
+    return run.save_baseline(f"{method}_{alpha:g}", with_selectors(model.config), params)

@@ -29,9 +29,10 @@ def dense_config(source: Path, task: TaskData, args: TrainArguments) -> DPBertCo
         labels=spec.labels,
         problem_type=spec.problem_type,
     )
-    if args.teacher and found.planner:
+    if args.teacher and (found.planner or found.token_selectors):
+        decides = "a planner" if found.planner else "token selectors"
         raise UserError(
-            f"--teacher {source} has a planner already; name a dense model, such as the "
+            f"--teacher {source} has {decides} already; name a dense model, such as the "
             "`teacher` folder inside a run."
         )
     return DPBertConfig(encoder)

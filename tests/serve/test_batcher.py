@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from dpbert_jax.serve.backend import Backend, even_groups, random_rows
+from dpbert_jax.policies.protocol import Planned
+from dpbert_jax.serve.backend import Answers, Backend, even_groups, random_rows
 from dpbert_jax.serve.batcher import Batcher
 from dpbert_jax.serve.errors import Overloaded, Unanswered
 from dpbert_jax.serve.metrics import Metrics
@@ -18,11 +19,12 @@ class Worker:
     """A backend whose answers are let go by the test, and which notes what it was asked."""
 
     def __init__(self, config):
+        self.config = config
         self.asked, self.go, self.began = [], threading.Semaphore(0), threading.Semaphore(0)
         self.fails = False
-        self.backend = Backend("test", "test", config, None, 16, self._run, lambda: None, "")
+        self.backend = Backend("test", "test", config, None, 16, self._answer, lambda: None, "")
 
-    def _run(self, rows, budgets):
+    def _answer(self, rows, budgets):
         self.asked.append((rows.lengths.tolist(), list(budgets)))
         self.began.release()
         self.go.acquire()
@@ -30,7 +32,8 @@ class Worker:
             raise FloatingPointError("NaN")
         layers = np.zeros((len(rows), 4), np.float32)
         layers[:, 0] = 1
-        return np.tile(rows.lengths[:, None], 2).astype(np.float32), layers
+        logits = np.tile(rows.lengths[:, None], 2).astype(np.float32)
+        return Answers(logits, layers, Planned(self.config).cost(layers, rows.lengths))
 
 
 class HalfLater:
