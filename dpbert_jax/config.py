@@ -161,6 +161,9 @@ class Calibration:
     budgets: tuple[float, ...]  # ascending
     thresholds: tuple[float, ...]  # descending: a larger budget runs what a smaller one did
     inputs: str | None = None  # what they were found on; None: not recorded
+    # Of a model that drops tokens: the stay logits below which they do, descending. None: those of
+    # less than one half do, whatever the budget, which is then of the layers alone.
+    stays: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         falling = sorted(self.thresholds, reverse=True)
@@ -173,6 +176,14 @@ class Calibration:
                 "dpbert.calibration must hold ascending budgets and a threshold for each, "
                 "descending. Runs of versions whose planner read the budget must be trained again."
             )
+        stays = self.stays
+        if stays and (len(stays) != len(self.budgets) or list(stays) != sorted(stays)[::-1]):
+            raise UserError("dpbert.calibration.stays must be one for each budget, descending.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `config.json` has it."""
+        fields = dataclasses.asdict(self)
+        return fields if self.stays else {k: v for k, v in fields.items() if k != "stays"}
 
 
 @dataclass(frozen=True)
@@ -308,6 +319,7 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
                 tuple(calibration["budgets"]),
                 tuple(calibration["thresholds"]),
                 calibration.get("inputs"),
+                tuple(calibration["stays"]) if calibration.get("stays") else None,
             )
             if calibration
             else None,
@@ -346,7 +358,7 @@ def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
     if config.planner or config.token_selectors:
         values["dpbert"] = {
             "planner": dataclasses.asdict(config.planner) if config.planner else None,
-            "calibration": dataclasses.asdict(config.calibration) if config.calibration else None,
+            "calibration": config.calibration.to_dict() if config.calibration else None,
             "default_budget": config.default_budget,
         }
         if config.adapters:

@@ -22,6 +22,7 @@ from dpbert_jax.evaluation.plots import plot_layers_per_input, plot_score_agains
 from dpbert_jax.evaluation.runner import compute_dtype, make_runner
 from dpbert_jax.evaluation.table import Result, print_table, write_json
 from dpbert_jax.evaluation.task import load_task_of, with_run_defaults
+from dpbert_jax.evaluation.token_dial import measured_dial
 from dpbert_jax.inference import Rule, resolve_rule
 from dpbert_jax.integrity import update_sums
 from dpbert_jax.model import Model
@@ -133,15 +134,20 @@ def _calibrated(model: Model, args: EvalArguments, folder: Path) -> Model:
         raise UserError(
             f"--calibrate {args.calibrate}: this data has the splits {sorted(task.splits)}."
         )
-    calibration = calibrate(
-        config,
-        model.params,
-        tokenize(task.splits[args.calibrate], model.tokenizer, length),
-        inputs=f"{task.spec.name} {args.calibrate}",
-        batch_size=32,
-        max_seq_length=length,
-        dtype=model.dtype,
-    )
+    split = tokenize(task.splits[args.calibrate], model.tokenizer, length)
+    inputs = f"{task.spec.name} {args.calibrate}"
+    if config.calibration and config.calibration.stays:
+        calibration = measured_dial(model, split, inputs)
+    else:
+        calibration = calibrate(
+            config,
+            model.params,
+            split,
+            inputs=inputs,
+            batch_size=32,
+            max_seq_length=length,
+            dtype=model.dtype,
+        )
     config = dataclasses.replace(config, calibration=calibration)
     write_config(config, folder)
     update_sums(folder, ["config.json"])

@@ -106,9 +106,11 @@ class Packed:
         self._drops = isinstance(policy, TokenPolicy)
         if isinstance(policy, TokenPolicy):
 
-            def select(number: int, weights: Params, states: Array, mask: Array) -> Array:
+            def select(
+                number: int, weights: Params, states: Array, mask: Array, rule: Rule
+            ) -> Array:
                 rows = states.reshape(*mask.shape, -1)
-                return policy.select(number, weights, rows, mask)
+                return policy.select(number, weights, rows, mask, rule)
 
             self._select = jax.jit(select, static_argnums=0)
 
@@ -133,7 +135,7 @@ class Packed:
             plan.append(gates)
             slots = self._policy.slots(gates) if self._policy.slots else None
             if self._drops:
-                mask = np.asarray(self._select(look, weights.policy, states, mask))
+                mask = np.asarray(self._select(look, weights.policy, states, mask, rule))
                 tiles = TilesByRows(mask, widths)
                 tokens.append(np.repeat(mask.sum(axis=1)[:, None], gates.shape[1], axis=1))
             for i, gate in enumerate(gates.T):

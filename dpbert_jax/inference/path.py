@@ -127,7 +127,7 @@ def walk(
             look, weights, seen, attention_mask, rule, forced[:, columns], carry
         )
         if drops:
-            attention_mask = policy.select(look, weights, seen, attention_mask)
+            attention_mask = policy.select(look, weights, seen, attention_mask, rule)
             left = attention_mask.sum(axis=1)[:, None]
             tokens.append(jnp.broadcast_to(left, gates.shape))
         states = run(first, last, states, gates, attention_mask)

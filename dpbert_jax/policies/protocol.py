@@ -107,6 +107,7 @@ class TokenPolicy(Policy, Protocol):
         weights: Params,
         states: Float[Array, "B S D"],
         attention_mask: Int[Array, "B S"],
+        rule: Rule,
     ) -> Int[Array, "B S"]:
         """The attention mask from this look on; the first token always stays."""
         ...

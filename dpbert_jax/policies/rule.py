@@ -36,18 +36,19 @@ class RuleTable(NamedTuple):
 class Rule(NamedTuple):
     """A gate runs where its logit is >= `threshold` and among the row's `top_k` largest.
 
-    Plain numbers, so that one compiled program serves every budget and rule.
+    A token stays where its selector's logit is >= `stay`. Plain numbers, so that one compiled
+    program serves every budget and rule.
     """
 
     budget: float
     threshold: Any  # a float, or float32 [N, 1] with one for each row
     top_k: int
+    stay: Any = 0.0  # as `threshold`; 0: tokens that stay with a probability of one half
 
     def of_rows(self, rows: np.ndarray) -> "Rule":
         """The rule of some rows, in a batch of their own."""
-        return (
-            self if np.ndim(self.threshold) == 0 else self._replace(threshold=self.threshold[rows])
-        )
+        each = {"threshold": self.threshold, "stay": self.stay}
+        return self._replace(**{name: v[rows] for name, v in each.items() if np.ndim(v)})
 
 
 def check_budget(config: DPBertConfig, budget: float) -> None:
@@ -67,6 +68,14 @@ def check_budget(config: DPBertConfig, budget: float) -> None:
             f"The budget is {budget}, but this model has no planner: it can only run dense "
             "(a budget of 1.0)."
         )
+    if config.calibration and config.calibration.stays:
+        least = config.calibration.budgets[0]
+        if budget < least:
+            raise UserError(
+                f"The budget is {budget}, but the fewest layers on the fewest tokens that this "
+                f"model was tried with cost {least:.3f}: ask for more."
+            )
+        return
     fixed = config.stem_layers + config.min_gates
     lowest = fixed / config.encoder.num_hidden_layers
     if budget < lowest:
@@ -101,14 +110,21 @@ def resolve_rule(config: DPBertConfig, budget: float, plan_rule: str = "threshol
     if plan_rule not in PLAN_RULES:
         raise UserError(f"--plan_rule is '{plan_rule}', but must be one of {list(PLAN_RULES)}.")
     budget = float(budget)  # a numpy number has a type of its own, and would compile once more
+    dial = config.calibration if config.calibration and config.calibration.stays else None
     if config.planner is None or budget == 1:  # all layers, whatever the logits say
-        return Rule(1.0, -np.inf, config.num_gates)
+        return Rule(1.0, -np.inf, config.num_gates, -np.inf if dial else 0.0)
     table = rule_table(config, plan_rule)
     if plan_rule == "top_k":
+        if dial:
+            raise UserError(
+                "--plan_rule top_k fixes the number of layers, but this model's budgets are split "
+                "between layers and tokens: use --plan_rule threshold."
+            )
         depth = int(budget * table.layers + DEPTH_TOLERANCE)
         return Rule(budget, -np.inf, depth - table.stem_layers)
     threshold = float(np.interp(budget, table.budgets, table.thresholds))
-    return Rule(budget, threshold, config.num_gates)
+    stay = float(np.interp(budget, dial.budgets, dial.stays)) if dial and dial.stays else 0.0
+    return Rule(budget, threshold, config.num_gates, stay)
 
 
 def rule_table(config: DPBertConfig, plan_rule: str) -> RuleTable:

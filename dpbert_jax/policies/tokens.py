@@ -106,12 +106,13 @@ class TrBert:
         weights: Params,
         states: Float[Array, "B S D"],
         attention_mask: Int[Array, "B S"],
+        rule: Rule,
     ) -> Int[Array, "B S"]:
         layer = self.looks[number]
         if layer not in selector_layers(self.config):
             return attention_mask
         selector = weights["selectors"][f"selector_{selector_layers(self.config).index(layer)}"]
-        return with_first(stay_logits(selector, states, states.dtype) >= 0, attention_mask)
+        return with_first(stay_logits(selector, states, states.dtype) >= rule.stay, attention_mask)
 
     def finish(
         self,

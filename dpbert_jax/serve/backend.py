@@ -112,7 +112,10 @@ def _jax_backend(model: Model, max_batch_size: int) -> Backend:
         alone = len(rows) == 1
         size = 1 if alone else next((s for s in sizes if s >= len(rows)), len(rows))
         thresholds = np.array([[rule.threshold] for rule in rules], np.float32)
-        rule = rules[0] if alone else Rule(budgets[0], thresholds, config.num_gates)
+        stays: Any = 0.0
+        if config.token_selectors:
+            stays = np.array([[rule.stay] for rule in rules], np.float32)
+        rule = rules[0] if alone else Rule(budgets[0], thresholds, config.num_gates, stays)
         logits = np.zeros((len(rows), config.encoder.num_labels), np.float32)
         layer_mask = np.zeros((len(rows), config.encoder.num_hidden_layers), np.float32)
         cost = np.zeros(len(rows), np.float32)

@@ -52,7 +52,7 @@ def trained_controls(
             if control == "static":
                 points.append(_static_point(scorer, path))
             elif control == PLANNED:
-                points += _planned_points(args.plan_rules[0], scorer, path, planned)
+                points += _planned_points(scorer, path, planned)
             elif control in KNOBS:
                 points.append(_own_point(scorer, control, path))
             else:
@@ -95,13 +95,13 @@ def trained_at(folder: Path, method: str) -> str:
 
 
 def _planned_points(
-    plan_rule: str, scorer: Scorer, folder: Path, planned: dict[float, Predictions]
+    scorer: Scorer, folder: Path, planned: dict[float, Predictions]
 ) -> list[Variant]:
-    """Plans of the planned points' budgets, on the tokens that stay: cheaper than these points."""
+    """At budgets that are the planned points' mean cost, split between layers and tokens."""
     model, points = Model.from_pretrained(folder), []
     execute = model.executor("packed")
-    for budget in planned:
-        rule = resolve_rule(model.config, budget, plan_rule)
+    for budget, made in planned.items():
+        rule = resolve_rule(model.config, min(scorer.mean_cost(made.cost), 1.0))
         point = scorer.point(PLANNED, budget, [run_split(scorer.run, scorer.split, execute, rule)])
         point["trained_at"] = trained_at(folder, PLANNED)
         points.append(Variant(point, model.executor, rule))

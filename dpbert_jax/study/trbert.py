@@ -6,7 +6,8 @@ a draw's reward is minus its loss minus alpha times the share of tokens that sta
 selectors; and selectors follow the policy gradient, with the mean reward of a text's draws as the
 baseline. In the first half of either phase's steps one of the draws copies an expert: as many
 tokens as the selector would keep on the mean, those of the largest gradients. Beside a planner it
-is the run's own model that learns so, under its planner's plans at budgets from its range.
+is the run's own model that learns so, under its planner's plans at budgets from its range, and
+behind it a dial is found (`study.token_dial`) that splits a budget between layers and tokens.
 
 Ours: the phases have the steps that the run took after its dense model, half each; the expert's
 gradients are the loss's at the states before the first selector, of the model as it is then, not
@@ -17,6 +18,7 @@ teacher, as our own stages do, where theirs learns from the teacher alone; token
 training and really dropped after it.
 """
 
+import dataclasses
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +31,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import INPUTS
+from dpbert_jax.data import INPUTS, TokenizedSplit, batches
 from dpbert_jax.encoder.attention import attention_bias
 from dpbert_jax.encoder.embeddings import embed
 from dpbert_jax.encoder.head import classify
@@ -37,6 +39,7 @@ from dpbert_jax.encoder.modules import Layer
 from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.runner import compute_dtype
+from dpbert_jax.model import Model
 from dpbert_jax.policies.planner import gate_logits
 from dpbert_jax.policies.tokens import (
     selector_layers,
@@ -46,6 +49,7 @@ from dpbert_jax.policies.tokens import (
     with_selectors,
 )
 from dpbert_jax.study.fit import Run, fit
+from dpbert_jax.study.token_dial import find_dial
 from dpbert_jax.training.objective import drawn_plans, row_losses, score_sums
 from dpbert_jax.training.stage import plan_path
 from dpbert_jax.training.step import Moment
@@ -305,4 +309,29 @@ def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
         frozen=plan_path(config) if planned else (),
         seed=run.args.seed + SECOND,  # other batches and draws than before
     )
-    return run.save_baseline(f"{method}_{alpha:g}", with_selectors(model.config), params)
+    config = with_selectors(config)
+    if planned:
+        held_out = run.rows.held_out
+        made = dataclasses.replace(model, config=config, params=params, dtype=dtype)
+        said = first_stay_logits(made, held_out, run.args.per_device_eval_batch_size)
+        config = dataclasses.replace(config, calibration=find_dial(run, made, said))
+    return run.save_baseline(f"{method}_{alpha:g}", config, params)
+
+
+def first_stay_logits(
+    model: Model, split: TokenizedSplit, batch_size: int
+) -> Float[np.ndarray, " T"]:
+    """What the first selector says of each token of a split."""
+    config, dtype, found = model.config, model.dtype, []
+
+    @jax.jit
+    def ask(params: Params, batch: dict[str, Array]) -> Array:
+        return stay_logits(
+            params["selector_0"], first_states(config, dtype, params, batch, None), dtype
+        )
+
+    pad = config.encoder.pad_token_id
+    for batch in batches(split, batch_size, model.max_seq_length, pad_token_id=pad):
+        said = np.asarray(ask(model.params, {name: batch[name] for name in INPUTS}))
+        found.append(said[(batch["attention_mask"] > 0) & (batch["weights"][:, None] > 0)])
+    return np.concatenate(found)

@@ -28,7 +28,9 @@ SCREENING_ROWS = 128
 
 
 def plan_losses(
-    table: PlanTable, teacher_logits: Float[np.ndarray, "N C"], problem_type: ProblemType
+    logits: Float[np.ndarray, "N K C"],
+    teacher_logits: Float[np.ndarray, "N C"],
+    problem_type: ProblemType,
 ) -> Float[np.ndarray, "N K"]:
     """How far each plan's answer to each row is from the dense model's.
 
@@ -36,13 +38,12 @@ def plan_losses(
     error to the teacher. The labels are not asked: with them planners came out no better
     (docs/experiments.md).
     """
-    logits, teacher = jnp.asarray(table.logits), jnp.asarray(teacher_logits)[:, None]
+    every, teacher = jnp.asarray(logits), jnp.asarray(teacher_logits)[:, None]
     if problem_type == REGRESSION:
-        return np.asarray(jnp.square(logits - teacher)[..., 0])
+        return np.asarray(jnp.square(every - teacher)[..., 0])
     if problem_type == MULTI_LABEL:
-        every = jnp.broadcast_to(teacher, logits.shape)
-        return np.asarray(label_divergence(logits, every))
-    kl = optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(teacher))
+        return np.asarray(label_divergence(every, jnp.broadcast_to(teacher, every.shape)))
+    kl = optax.kl_divergence(jax.nn.log_softmax(every), jax.nn.softmax(teacher))
     return np.asarray(kl)
 
 
@@ -77,8 +78,8 @@ def held_out_table(
         drawn = drawn_plans(config, np.asarray(preference), seed)
         screened = sized(config, params, few, drawn)
         with on_host(platform):
-            losses = plan_losses(screened, teacher_logits[: len(few)], problem)
+            losses = plan_losses(screened.logits, teacher_logits[: len(few)], problem)
         plans = best_of_each_depth(config, drawn, losses.mean(axis=0))
     table = sized(config, params, split, plans)
     with on_host(platform):
-        return table, plan_losses(table, teacher_logits, problem)
+        return table, plan_losses(table.logits, teacher_logits, problem)

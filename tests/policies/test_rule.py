@@ -12,7 +12,7 @@ from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.errors import UserError
 from dpbert_jax.inference import PLAN_RULES, resolve_rule
 from dpbert_jax.policies.gates import hard_gates
-from dpbert_jax.policies.rule import check_budget
+from dpbert_jax.policies.rule import Rule, check_budget
 
 CONFIG = DPBertConfig(TINY, PlannerConfig(stem_layers=1, min_budget=0.4))
 FLOORED = DPBertConfig(TINY, PlannerConfig(min_layers=3))
@@ -108,4 +108,4 @@ def test_threshold_is_interpolated_between_calibrated_budgets(budget, threshold)
 
 
 def test_top_k_does_not_read_the_calibration():
-    assert resolve_rule(replace(CONFIG, calibration=GRID), 0.5, "top_k") == (0.5, -np.inf, 1)
+    assert resolve_rule(replace(CONFIG, calibration=GRID), 0.5, "top_k") == Rule(0.5, -np.inf, 1)
