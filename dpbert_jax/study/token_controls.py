@@ -24,14 +24,9 @@ from dpbert_jax.problem import answers
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.scorer import Point, Scorer
 from dpbert_jax.study.sweep_arguments import SweepArguments
+from dpbert_jax.study.token_path import answer_with, first_states, importance, most_important
 from dpbert_jax.study.trained_points import trained_at
-from dpbert_jax.study.trbert import (
-    ALONE,
-    answer_with,
-    first_states,
-    importance,
-    most_important,
-)
+from dpbert_jax.study.trbert import ALONE
 
 RANDOM, IMPORTANCE = f"{ALONE}_random", f"{ALONE}_importance"
 

@@ -15,9 +15,9 @@ from dpbert_jax.run_folder import HELD_OUT
 from dpbert_jax.study.fit import Run
 from dpbert_jax.training.held_out_table import plan_losses
 
-SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.9)  # of the tokens, that the first selector drops
-DEPTHS = 7  # layer thresholds that are tried, from all layers to the least budget's
-STEPS = 4  # from one pair of thresholds on the path to the next
+SHARES = (0.0, 0.2, 0.4, 0.55, 0.7, 0.8, 0.9)  # of the tokens, that the first selector drops
+DEPTHS = 5  # layer thresholds that are tried, from all layers to the least budget's
+STEPS = 3  # from one pair of thresholds on the path to the next
 
 
 def find_dial(run: Run, model: Model, stay_logits: Float[np.ndarray, " T"]) -> Calibration:

@@ -6,8 +6,10 @@ a draw's reward is minus its loss minus alpha times the share of tokens that sta
 selectors; and selectors follow the policy gradient, with the mean reward of a text's draws as the
 baseline. In the first half of either phase's steps one of the draws copies an expert: as many
 tokens as the selector would keep on the mean, those of the largest gradients. Beside a planner it
-is the run's own model that learns so, under its planner's plans at budgets from its range, and
-behind it a dial is found (`study.token_dial`) that splits a budget between layers and tokens.
+is the run's own model that learns so, under its planner's plans at budgets from its range; which
+share of a row's tokens is more likely to go than to stay is drawn as well, so that a dial over all
+shares serves; and behind it one is found (`study.token_dial`) that splits a budget between layers
+and tokens.
 
 Ours: the phases have the steps that the run took after its dense model, half each; the expert's
 gradients are the loss's at the states before the first selector, of the model as it is then, not
@@ -20,9 +22,7 @@ training and really dropped after it.
 
 import dataclasses
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,25 +31,20 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import INPUTS, TokenizedSplit, batches
-from dpbert_jax.encoder.attention import attention_bias
-from dpbert_jax.encoder.embeddings import embed
-from dpbert_jax.encoder.head import classify
-from dpbert_jax.encoder.modules import Layer
-from dpbert_jax.encoder.operations import DropoutKeys, Params, fold_rows
+from dpbert_jax.encoder.operations import Params, fold_rows
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.runner import compute_dtype
-from dpbert_jax.model import Model
 from dpbert_jax.policies.planner import gate_logits
-from dpbert_jax.policies.tokens import (
-    selector_layers,
-    selector_products,
-    stay_logits,
-    with_first,
-    with_selectors,
-)
+from dpbert_jax.policies.tokens import selector_layers, selector_products, with_selectors
 from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.study.token_dial import find_dial
+from dpbert_jax.study.token_path import (
+    answer_with,
+    first_states,
+    first_stay_logits,
+    importance,
+    most_important,
+)
 from dpbert_jax.training.objective import drawn_plans, row_losses, score_sums
 from dpbert_jax.training.stage import plan_path
 from dpbert_jax.training.step import Moment
@@ -57,6 +52,7 @@ from dpbert_jax.training.step import Moment
 DRAWS = 4
 STAYING_BIAS = 2.0  # sigmoid: 0.88
 SELECTORS, BOTH = "selectors", "both"  # phases
+MOST_DROPPED, NONE_DROPPED = 0.9, 0.05  # of the shares that a dial is trained for
 SECOND = 2**29  # the second phase's seeds lie so far off
 ALONE, PLANNED = "trbert", "planned_trbert"  # methods
 
@@ -76,104 +72,14 @@ def initial_selectors(config: DPBertConfig, seed: int) -> Params:
     }
 
 
-def run_layers(
-    config: DPBertConfig,
-    dtype: DTypeLike,
-    params: Params,
-    states: Float[Array, "B S D"],
-    attention_mask: Int[Array, "B S"],
-    layers: range,
-    dropout_keys: DropoutKeys,
-    gates: Float[Array, "B L"] | None = None,
-) -> Float[Array, "B S D"]:
-    """Layers one after the other, on the tokens of one mask, mixed by gates where there are any."""
-    layer: Any = Layer(config.encoder, dtype)
-    bias = attention_bias(attention_mask)
-    for i in layers:
-        keys = fold_rows(dropout_keys, 1 + i)
-        output = layer.apply({"params": params[f"layer_{i}"]}, states, bias, keys)
-        if gates is None:
-            states = output
-        else:
-            gate = gates[:, i, None, None].astype(states.dtype)
-            states = gate * output + (1 - gate) * states
-    return states
-
-
-def first_states(
-    config: DPBertConfig,
-    dtype: DTypeLike,
-    params: Params,
-    batch: dict[str, Array],
-    dropout_keys: DropoutKeys,
-) -> Float[Array, "B S D"]:
-    """What the first selector reads."""
-    ids, mask, types = (batch[name] for name in INPUTS)
-    keys = fold_rows(dropout_keys, 0)
-    states = embed(config.encoder, params["embeddings"], ids, types, dtype, dropout_keys=keys)
-    before = range(selector_layers(config)[0])
-    return run_layers(config, dtype, params, states, mask, before, dropout_keys)
-
-
-def answer_with(
-    config: DPBertConfig,
-    dtype: DTypeLike,
-    params: Params,
-    states: Float[Array, "B S D"],
-    attention_mask: Int[Array, "B S"],
-    choose: Any,
-    dropout_keys: DropoutKeys = None,
-    gates: Float[Array, "B L"] | None = None,
-) -> tuple[Float[Array, "B C"], list[Int[Array, "B S"]], list[Float[Array, "B S"]]]:
-    """From the first selector on: logits, and each selector's mask and what it says.
-
-    `choose(number, stay_logits, attention_mask)` gives who stays, true or false [B, S].
-    """
-    layers, masks, said = config.encoder.num_hidden_layers, [], []
-    ends = [*selector_layers(config), layers]
-    for number, (first, last) in enumerate(pairwise(ends)):
-        selector = params[f"selector_{number}"]
-        said.append(stay_logits(selector, jax.lax.stop_gradient(states), dtype))
-        stays = choose(number, said[-1], attention_mask)
-        attention_mask = with_first(stays, attention_mask)
-        masks.append(attention_mask)
-        about = (attention_mask, range(first, last), dropout_keys, gates)
-        states = run_layers(config, dtype, params, states, *about)
-    keys = fold_rows(dropout_keys, 1 + layers)
-    return classify(config.encoder, params["head"], states[:, 0], dtype, keys)[1], masks, said
-
-
-def importance(
-    config: DPBertConfig,
-    dtype: DTypeLike,
-    params: Params,
-    states: Float[Array, "B S D"],
-    attention_mask: Int[Array, "B S"],
-    labels: Array,
-    gates: Float[Array, "B L"] | None = None,
-) -> Float[Array, "B S"]:
-    """The length of the loss's gradient at each token's state, where all tokens stay."""
-
-    def loss(states: Array) -> Array:
-        about = (states, attention_mask, every_token, None, gates)
-        logits = answer_with(config, dtype, params, *about)[0]
-        return row_losses(logits, labels, None, config.encoder.problem_type).sum()
-
-    gradient = jax.grad(loss)(states)
-    return jnp.where(attention_mask > 0, jnp.linalg.norm(gradient, axis=-1), -1.0)
-
-
-def every_token(number: int, said: Array, attention_mask: Array) -> Array:
-    return attention_mask > 0
-
-
-def most_important(
-    scores: Float[Array, "B S"], count: Float[Array, " B"], attention_mask: Int[Array, "B S"]
-) -> Array:
-    """The `count` tokens of each row that are left and score highest; true or false [B, S]."""
-    order = jnp.argsort(jnp.where(attention_mask > 0, -scores, jnp.inf), axis=1, stable=True)
-    rank = jnp.argsort(order, axis=1, stable=True)
-    return rank < jnp.round(count)[:, None]
+def level(
+    said: Float[Array, "B S"], left: Int[Array, "B S"], dropped: Float[Array, " B"]
+) -> Float[Array, " B"]:
+    """What a share of a row's tokens lies below; nothing does for less than `NONE_DROPPED`."""
+    ordered = jnp.sort(jnp.where(left > 0, jax.lax.stop_gradient(said), jnp.inf), axis=1)
+    place = jnp.floor(dropped * left.sum(axis=1)).astype(jnp.int32)
+    found = jnp.take_along_axis(ordered, place[:, None], axis=1)[:, 0]
+    return jnp.where(dropped < NONE_DROPPED, -1e3, found)
 
 
 def selection_losses(
@@ -215,12 +121,19 @@ def trbert_loss(
         lambda: jnp.zeros(mask.shape),
     )
 
+    # Of each row: none of its tokens, or up to nine tenths, are rather to go.
+    keys = fold_rows(row_keys, 2000)
+    dropped = jax.vmap(lambda key: jax.random.uniform(key, maxval=MOST_DROPPED))(keys)
+
+    def centred(said: Array, left: Array) -> Array:
+        return said - level(said, left, dropped)[:, None] if config.planner else said
+
     def draw(copies: Array, number: int) -> tuple[Array, Array, Array]:
         """A draw's logits, the log likelihood's loss, and the share of tokens that stayed."""
         own = fold_rows(row_keys, 1000 + number)
 
         def choose(selector: int, said: Array, left: Array) -> Array:
-            said = jax.lax.stop_gradient(said)
+            said = centred(jax.lax.stop_gradient(said), left)
             each = fold_rows(own, selector)
             drawn = jax.vmap(lambda key, p: jax.random.bernoulli(key, p))(
                 each, jax.nn.sigmoid(said)
@@ -230,6 +143,7 @@ def trbert_loss(
 
         logits, masks, said = answer_with(config, dtype, params, states, mask, choose, dropout_keys)
         before = [mask, *masks[:-1]]
+        said = [centred(each, left) for each, left in zip(said, before, strict=True)]
         each = [selection_losses(*about) for about in zip(said, before, masks, strict=True)]
         stayed = [left.sum(axis=1) / mask.sum(axis=1) for left in masks]
         return logits, sum(each[1:], each[0]), sum(stayed[1:], stayed[0]) / len(stayed)
@@ -316,22 +230,3 @@ def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
         said = first_stay_logits(made, held_out, run.args.per_device_eval_batch_size)
         config = dataclasses.replace(config, calibration=find_dial(run, made, said))
     return run.save_baseline(f"{method}_{alpha:g}", config, params)
-
-
-def first_stay_logits(
-    model: Model, split: TokenizedSplit, batch_size: int
-) -> Float[np.ndarray, " T"]:
-    """What the first selector says of each token of a split."""
-    config, dtype, found = model.config, model.dtype, []
-
-    @jax.jit
-    def ask(params: Params, batch: dict[str, Array]) -> Array:
-        return stay_logits(
-            params["selector_0"], first_states(config, dtype, params, batch, None), dtype
-        )
-
-    pad = config.encoder.pad_token_id
-    for batch in batches(split, batch_size, model.max_seq_length, pad_token_id=pad):
-        said = np.asarray(ask(model.params, {name: batch[name] for name in INPUTS}))
-        found.append(said[(batch["attention_mask"] > 0) & (batch["weights"][:, None] > 0)])
-    return np.concatenate(found)
