@@ -188,7 +188,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class DPBertConfig:
-    """A BERT, and a planner over its layers; `planner=None` is a plain dense BERT."""
+    """A BERT, and a planner over its layers; `planner=None`: every layer runs."""
 
     encoder: EncoderConfig
     planner: PlannerConfig | None = None

@@ -58,6 +58,11 @@ def load_subject(args: BenchmarkArguments) -> Subject:
         model = Model.from_pretrained(args.model_name_or_path)
         if model.config.planner is None:
             raise UserError(f"{args.model_name_or_path} has no planner: there is nothing to skip.")
+        if model.config.token_selectors:
+            raise UserError(
+                f"{args.model_name_or_path} drops tokens, which depends on the texts, and random "
+                "ones are timed here: `dpbert sweep` times it on its data."
+            )
         random_plans = args.plans == "random"
     layers, stem = model.config.encoder.num_hidden_layers, model.config.stem_layers
     if args.keep is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from dpbert_jax import hosts
 from dpbert_jax.config import write_config
@@ -28,7 +29,7 @@ from dpbert_jax.integrity import update_sums
 from dpbert_jax.model import Model
 from dpbert_jax.policies.cost import cost_unit, mean_cost
 from dpbert_jax.policies.rule import check_budget
-from dpbert_jax.run_folder import TEACHER
+from dpbert_jax.run_folder import BASELINES, TEACHER
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,16 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
     Where answers were asked, or thresholds on rows without labels, nothing is scored.
     """
     model = Model.from_pretrained(args.model_name_or_path, dtype=compute_dtype(args.bf16))
+    own_dial = model.config.calibration is not None and model.config.calibration.stays
     for budget in args.budget:
-        check_budget(model.config, budget)
+        if not (args.calibrate and own_dial):  # whose range is about to be found
+            check_budget(model.config, budget)
     assert model.folder is not None
-    teacher = None
-    if (model.folder / TEACHER).is_dir():
-        teacher = Model.from_pretrained(model.folder / TEACHER, dtype=model.dtype)
+    teacher, run = None, model.folder
+    if model.config.token_selectors and run.parent.name == BASELINES:
+        run = run.parent.parent
+    if (run / TEACHER).is_dir():
+        teacher = Model.from_pretrained(run / TEACHER, dtype=model.dtype)
     if args.calibrate and model.config.planner is None:
         raise UserError(f"--calibrate: {model.folder} has no planner, and so no thresholds.")
     if args.calibrate:
@@ -90,7 +95,7 @@ def evaluate(
         examples = task.splits[name].head(args.max_eval_samples)
         split = tokenize(examples, model.tokenizer, run.max_seq_length)
         assert split.labels is not None
-        dense = run_dense(Rule(1.0, float("-inf"), config.num_gates), split, f"{name} dense")
+        dense = run_dense(Rule(1.0, -np.inf, config.num_gates, -np.inf), split, f"{name} dense")
         dense_metrics = compute_metrics(task.spec, dense.logits, split.labels)
         for rule in rules:
             made = run(rule, split, f"{name} {rule.budget:g}")
@@ -137,7 +142,8 @@ def _calibrated(model: Model, args: EvalArguments, folder: Path) -> Model:
     split = tokenize(task.splits[args.calibrate], model.tokenizer, length)
     inputs = f"{task.spec.name} {args.calibrate}"
     if config.calibration and config.calibration.stays:
-        calibration = measured_dial(model, split, inputs)
+        sized = dataclasses.replace(model, max_seq_length=length)
+        calibration = measured_dial(sized, split, inputs)
     else:
         calibration = calibrate(
             config,
@@ -149,6 +155,8 @@ def _calibrated(model: Model, args: EvalArguments, folder: Path) -> Model:
             dtype=model.dtype,
         )
     config = dataclasses.replace(config, calibration=calibration)
+    for budget in args.budget:
+        check_budget(config, budget)
     write_config(config, folder)
     update_sums(folder, ["config.json"])
     logger.info("Thresholds from the split '%s' are in %s/config.json.", args.calibrate, folder)

@@ -5,6 +5,7 @@ path from all of both to the least of both (`study.token_dial` finds it); what e
 costs is the budget that it is asked for by.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from dpbert_jax.model import Model
 from dpbert_jax.policies.cost import mean_cost
 from dpbert_jax.policies.rule import Rule
 
+logger = logging.getLogger(__name__)
 Asked = Callable[[float, float], tuple[Predictions, float]]
 
 
@@ -47,6 +49,9 @@ def dial_of(knots: Sequence[Knot], inputs: str) -> Calibration:
     for knot in knots[1:]:
         if knot.cost < falling[-1].cost:
             falling.append(knot)
+    if left_out := len(knots) - len(falling):
+        about = (left_out, len(knots), inputs)
+        logger.info("%d of %d knots save nothing on %s, and are left out.", *about)
     if len(falling) < 2:
         raise UserError("No tokens and no layers are saved on these inputs: there is no dial.")
     thresholds, stays, costs = zip(*reversed(falling), strict=True)

@@ -46,8 +46,9 @@ def stack(args: StackArguments) -> None:
     """
     source = resolve_folder(args.model_name_or_path)
     config, tokenizer = read_config(source), load_tokenizer(source)
-    if config.planner:
-        raise UserError(f"{source} has a planner, for its own layers: name a plain encoder.")
+    if config.planner or config.token_selectors:
+        decides = "a planner" if config.planner else "token selectors"
+        raise UserError(f"{source} has {decides}, for its own layers: name a plain encoder.")
     folder = unused_folder(args.output_dir, "--output_dir")
     layers = config.encoder.num_hidden_layers
     tensors, pattern = {}, layer_pattern(config.encoder)

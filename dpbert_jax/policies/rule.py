@@ -51,6 +51,13 @@ class Rule(NamedTuple):
         return self._replace(**{name: v[rows] for name, v in each.items() if np.ndim(v)})
 
 
+def budget_range(config: DPBertConfig) -> tuple[float, float] | None:
+    """The least and the largest budget beside 1; None: there is no other."""
+    if config.calibration and config.calibration.stays:
+        return config.calibration.budgets[0], 1.0
+    return (config.planner.min_budget, config.planner.max_budget) if config.planner else None
+
+
 def check_budget(config: DPBertConfig, budget: float) -> None:
     """Refuses a budget that is no share, that the stem alone exceeds, or that nothing trained for.
 
@@ -65,8 +72,8 @@ def check_budget(config: DPBertConfig, budget: float) -> None:
         return
     if config.planner is None:
         raise UserError(
-            f"The budget is {budget}, but this model has no planner: it can only run dense "
-            "(a budget of 1.0)."
+            f"The budget is {budget}, but this model has no planner: it can only run "
+            f"{'as it was trained' if config.token_selectors else 'dense'} (a budget of 1.0)."
         )
     if config.calibration and config.calibration.stays:
         least = config.calibration.budgets[0]

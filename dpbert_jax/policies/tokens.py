@@ -3,8 +3,9 @@
 Ye, Lin, Huang, Sun (NAACL 2021, 2105.11618), "TR-BERT: Dynamic Token Reduction for Accelerating
 BERT Inference". Before the second layer and the one halfway (0-based 1 and L / 2) a selector says
 of each token that is left with what probability it stays, sigmoid(W2 gelu(W1 state)): those from
-one half on do, and the first token always. Which layers run is another policy's matter, whose looks
-and answers are handed through: so tokens and layers are saved together.
+one half on do, or from where a dial's rule has its threshold, and the first token always. Which
+layers run is another policy's matter, whose looks and answers are handed through: so tokens and
+layers are saved together.
 """
 
 import dataclasses

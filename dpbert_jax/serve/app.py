@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import FileResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
+from dpbert_jax.policies.rule import budget_range
 from dpbert_jax.serve import kserve, protocol
 from dpbert_jax.serve.errors import Refused, Unhealthy, refusal
 from dpbert_jax.serve.guard import Guard
@@ -133,7 +134,6 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/info", summary="The model and the server's limits")
     async def info() -> dict[str, Any]:
         names = backend.config.encoder.label_names
-        planner = backend.config.planner
         return {
             "model_id": backend.model_id,
             "model_type": {
@@ -153,7 +153,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
             "num_layers": backend.config.encoder.num_hidden_layers,
             "problem_type": backend.config.encoder.problem_type,
             "budgets": service.batcher.budgets,
-            "budget_range": [planner.min_budget, planner.max_budget] if planner else None,
+            "budget_range": budget_range(backend.config),
         }
 
     @app.get("/status", summary="Queue, budget and latency of the last seconds")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dpbert_jax.errors import UserError
+from dpbert_jax.policies.rule import budget_range
 from dpbert_jax.serve.arguments import ServeArguments
 from dpbert_jax.serve.backend import Backend
 from dpbert_jax.serve.dial import HEADROOM, LATE_WEIGHT, QueueDial, solve_for_target
@@ -36,10 +37,10 @@ def budgets_of(args: ServeArguments, backend: Backend) -> tuple[float, ...]:
     if lowest > largest:
         raise UserError(f"--min_budget is {lowest}, above the budget, {largest}.")
     budgets = sorted({float(b) for b in np.linspace(lowest, largest, LEVELS)}, reverse=True)
-    planner = config.planner
-    if planner is not None and planner.max_budget < 1 and budgets[0] == 1.0:
+    trained = budget_range(config)
+    if trained is not None and trained[1] < 1 and budgets[0] == 1.0:
         # Between what was trained for and all layers there is nothing to ask for.
-        budgets = [1.0, *(b for b in budgets if b <= planner.max_budget)]
+        budgets = [1.0, *(b for b in budgets if b <= trained[1])]
     for budget in budgets:
         backend.check_budget(budget)
     return tuple(budgets)

@@ -15,6 +15,7 @@ import numpy as np
 from filelock import FileLock
 
 from dpbert_jax.benchmark.environment import own_cores, versions
+from dpbert_jax.policies.rule import budget_range
 from dpbert_jax.serve.backend import Backend, random_rows
 from dpbert_jax.serve.smdp import Service
 
@@ -112,9 +113,9 @@ def measure(backend: Backend, max_rows: int, lowest: float) -> Measured:
     longest = backend.max_seq_length
     lengths = sorted({min(length, longest) for length in LENGTHS})
     # Between what was trained for and all layers there is nothing to ask for.
-    planner = backend.config.planner
-    trained = np.linspace(lowest, max(planner.max_budget if planner else 1.0, lowest), BUDGETS)
-    budgets = sorted({*trained.tolist(), 1.0})
+    trained = budget_range(backend.config) or (1.0, 1.0)
+    asked = np.linspace(lowest, max(trained[1], lowest), BUDGETS)
+    budgets = sorted({*asked.tolist(), 1.0})
     taken = np.full((ROUNDS, len(lengths), len(rows), 2), np.inf)
     costs = np.zeros((len(lengths), len(budgets)))
     vocabulary = backend.config.encoder.vocab_size

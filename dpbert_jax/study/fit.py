@@ -91,6 +91,10 @@ def open_run(folder: str) -> Run:
             f"{folder} has compressed embeddings: name the run that it was made of, whose rows and "
             "teacher are there."
         )
+    if model.config.token_selectors:
+        raise UserError(
+            f"{folder} drops tokens: name the run that it was trained for, whose teacher is there."
+        )
     path = model.folder
     assert path is not None
     args = recorded_arguments(path)

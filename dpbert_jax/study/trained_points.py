@@ -16,6 +16,7 @@ from dpbert_jax.inference import Rule, make_executor, resolve_rule
 from dpbert_jax.model import Model
 from dpbert_jax.policies import POLICIES
 from dpbert_jax.policies.early_exit import exits_cost
+from dpbert_jax.policies.rule import budget_range
 from dpbert_jax.problem import ProblemType
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.controls import exact_mix
@@ -101,7 +102,11 @@ def _planned_points(
     model, points = Model.from_pretrained(folder), []
     execute = model.executor("packed")
     for budget, made in planned.items():
-        rule = resolve_rule(model.config, min(scorer.mean_cost(made.cost), 1.0))
+        wanted, dial = min(scorer.mean_cost(made.cost), 1.0), budget_range(model.config)
+        if dial and wanted < dial[0]:
+            logger.info("%s has no budget of %.3f: its least is %.3f.", folder, wanted, dial[0])
+            continue
+        rule = resolve_rule(model.config, wanted)
         point = scorer.point(PLANNED, budget, [run_split(scorer.run, scorer.split, execute, rule)])
         point["trained_at"] = trained_at(folder, PLANNED)
         points.append(Variant(point, model.executor, rule))

@@ -6,10 +6,8 @@ a draw's reward is minus its loss minus alpha times the share of tokens that sta
 selectors; and selectors follow the policy gradient, with the mean reward of a text's draws as the
 baseline. In the first half of either phase's steps one of the draws copies an expert: as many
 tokens as the selector would keep on the mean, those of the largest gradients. Beside a planner it
-is the run's own model that learns so, under its planner's plans at budgets from its range; which
-share of a row's tokens is more likely to go than to stay is drawn as well, so that a dial over all
-shares serves; and behind it one is found (`study.token_dial`) that splits a budget between layers
-and tokens.
+is the run's own model that learns so, under its planner's plans at budgets from its range, and
+behind it a dial is found (`study.token_dial`) that splits a budget between layers and tokens.
 
 Ours: the phases have the steps that the run took after its dense model, half each; the expert's
 gradients are the loss's at the states before the first selector, of the model as it is then, not
@@ -52,7 +50,6 @@ from dpbert_jax.training.step import Moment
 DRAWS = 4
 STAYING_BIAS = 2.0  # sigmoid: 0.88
 SELECTORS, BOTH = "selectors", "both"  # phases
-MOST_DROPPED, NONE_DROPPED = 0.9, 0.05  # of the shares that a dial is trained for
 SECOND = 2**29  # the second phase's seeds lie so far off
 ALONE, PLANNED = "trbert", "planned_trbert"  # methods
 
@@ -70,16 +67,6 @@ def initial_selectors(config: DPBertConfig, seed: int) -> Params:
         selector: {name: product(name, *shape) for name, shape in products.items()}
         for selector, products in selector_products(with_selectors(config)).items()
     }
-
-
-def level(
-    said: Float[Array, "B S"], left: Int[Array, "B S"], dropped: Float[Array, " B"]
-) -> Float[Array, " B"]:
-    """What a share of a row's tokens lies below; nothing does for less than `NONE_DROPPED`."""
-    ordered = jnp.sort(jnp.where(left > 0, jax.lax.stop_gradient(said), jnp.inf), axis=1)
-    place = jnp.floor(dropped * left.sum(axis=1)).astype(jnp.int32)
-    found = jnp.take_along_axis(ordered, place[:, None], axis=1)[:, 0]
-    return jnp.where(dropped < NONE_DROPPED, -1e3, found)
 
 
 def selection_losses(
@@ -121,19 +108,12 @@ def trbert_loss(
         lambda: jnp.zeros(mask.shape),
     )
 
-    # Of each row: none of its tokens, or up to nine tenths, are rather to go.
-    keys = fold_rows(row_keys, 2000)
-    dropped = jax.vmap(lambda key: jax.random.uniform(key, maxval=MOST_DROPPED))(keys)
-
-    def centred(said: Array, left: Array) -> Array:
-        return said - level(said, left, dropped)[:, None] if config.planner else said
-
     def draw(copies: Array, number: int) -> tuple[Array, Array, Array]:
         """A draw's logits, the log likelihood's loss, and the share of tokens that stayed."""
         own = fold_rows(row_keys, 1000 + number)
 
         def choose(selector: int, said: Array, left: Array) -> Array:
-            said = centred(jax.lax.stop_gradient(said), left)
+            said = jax.lax.stop_gradient(said)
             each = fold_rows(own, selector)
             drawn = jax.vmap(lambda key, p: jax.random.bernoulli(key, p))(
                 each, jax.nn.sigmoid(said)
@@ -143,7 +123,6 @@ def trbert_loss(
 
         logits, masks, said = answer_with(config, dtype, params, states, mask, choose, dropout_keys)
         before = [mask, *masks[:-1]]
-        said = [centred(each, left) for each, left in zip(said, before, strict=True)]
         each = [selection_losses(*about) for about in zip(said, before, masks, strict=True)]
         stayed = [left.sum(axis=1) / mask.sum(axis=1) for left in masks]
         return logits, sum(each[1:], each[0]), sum(stayed[1:], stayed[0]) / len(stayed)

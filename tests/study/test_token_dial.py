@@ -19,7 +19,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.token_dial import Knot, asking, dial_of, measured_dial
 from dpbert_jax.inference import resolve_rule
 from dpbert_jax.model import Model
-from dpbert_jax.policies.rule import check_budget
+from dpbert_jax.policies.rule import budget_range, check_budget
 from dpbert_jax.study.token_dial import cheapest_path
 from dpbert_jax.study.trbert import initial_selectors
 
@@ -70,6 +70,7 @@ def test_a_budget_is_both_thresholds_between_two_knots():
     assert (rule.threshold, rule.stay) == (pytest.approx(1.0), pytest.approx(1.0))
     assert resolve_rule(CONFIG, 1.0).stay == -np.inf
     assert resolve_rule(dataclasses.replace(CONFIG, calibration=None), 1.0).stay == 0
+    assert budget_range(CONFIG) == (0.2, 1.0)
     with pytest.raises(UserError, match=r"the fewest tokens .* cost 0.200: ask for more"):
         check_budget(CONFIG, 0.19)
     with pytest.raises(UserError, match="split between layers and tokens"):

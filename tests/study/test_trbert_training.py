@@ -23,7 +23,6 @@ from dpbert_jax.study.trbert import (
     BOTH,
     SELECTORS,
     initial_selectors,
-    level,
     selection_losses,
     trbert_loss,
 )
@@ -71,15 +70,6 @@ def test_the_expert_keeps_the_tokens_of_largest_gradients(random_batch, random_p
     left = jnp.array([[1, 1, 1, 1, 0]])
     kept = most_important(scores, jnp.array([2.4]), left)
     assert kept.tolist() == [[False, True, False, True, False]]
-
-
-def test_a_share_of_the_tokens_lies_below_the_level_of_a_draw():
-    said = jnp.array(
-        [[3.0, 1.0, 2.0, 5.0, -9.0], [0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0]]
-    )
-    left = jnp.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
-    found = level(said, left, jnp.array([0.5, 0.85, 0.04]))
-    np.testing.assert_array_equal(found, [3.0, 4.0, -1e3])
 
 
 @pytest.mark.parametrize("config", [PLAIN, PLANNED], ids=["alone", "planned"])

@@ -191,7 +191,8 @@ async function start() {
   byId("model").textContent = info.model_id;
   const dial = byId("budget");
   if (info.budget_range) {
-    const [low, high] = info.budget_range;
+    const high = info.budget_range[1];
+    const low = Math.ceil(100 * info.budget_range[0]) / 100;  // may be any number: rounded inwards
     Object.assign(dial, { min: low, max: Math.max(high, 1), step: 0.01 });
     dial.value = info.budgets[0];
     byId("range").textContent = `from ${low} to ${high}; all layers at 1`;
