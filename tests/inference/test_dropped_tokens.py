@@ -60,6 +60,27 @@ def test_executors_drop_the_same_tokens_and_agree(about, random_batch):
         np.testing.assert_array_equal(np.asarray(alone.tokens)[0], tokens[row])
 
 
+def test_every_row_has_the_stay_threshold_of_its_rule(about, random_batch):
+    config, params = about
+    batch, stays = random_batch(6), np.float32([[-np.inf], [0], [0.4], [-0.4], [np.inf], [0]])
+    each = RULE._replace(threshold=np.zeros((6, 1), np.float32), stay=stays)
+    rows = np.arange(6)
+    wanted = [
+        make_executor("masked", config, params, policy=trbert(config))(
+            {name: values[[row]] for name, values in batch.items()},
+            RULE._replace(stay=float(stays[row, 0])),
+        )
+        for row in rows
+    ]
+    tokens = np.concatenate([output.tokens for output in wanted])
+    assert (tokens[0] == tokens[0, 0]).all() and (tokens[4, 1:] == 1).all()
+    for name in ("masked", "chunked", "packed"):
+        made = make_executor(name, config, params, policy=trbert(config))(batch, each.of_rows(rows))
+        np.testing.assert_array_equal(made.tokens, tokens)
+        logits = np.concatenate([output.logits for output in wanted])
+        np.testing.assert_allclose(made.logits, logits, rtol=0, atol=1e-4)
+
+
 def test_dropping_nothing_changes_nothing(about, random_batch):
     """What drops nothing answers as the model without selectors, what drops some does not."""
     config, params = about

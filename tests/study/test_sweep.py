@@ -7,7 +7,10 @@ from itertools import pairwise
 
 import pytest
 
+from dpbert_jax.config import read_config
 from dpbert_jax.errors import UserError
+from dpbert_jax.evaluation.arguments import EvalArguments
+from dpbert_jax.evaluation.report import evaluate_run
 from dpbert_jax.hub import load_run
 from dpbert_jax.study.baselines import BaselineArguments, train_baselines
 from dpbert_jax.study.curve import pareto_front
@@ -46,6 +49,19 @@ def swept(run_with_baselines, tmp_path_factory):
 def test_a_static_baseline_is_a_plain_bert_of_its_layers(run_with_baselines):
     _, config, _, _ = load_run(str(run_with_baselines / "baselines" / "static_2"))
     assert config.planner is None and config.encoder.num_hidden_layers == 2
+
+
+def test_a_baseline_that_drops_tokens_is_evaluated_beside_the_runs_dense_model(run_with_baselines):
+    folder = run_with_baselines / "baselines" / "planned_trbert_0.5"
+    least = read_config(folder).calibration.budgets[0]
+    budgets = [1.0, round(least + 0.1, 2)]
+    flags = {"budget": budgets, "calibrate": "validation", "executor": "packed"}
+    whole, some = evaluate_run(EvalArguments(str(folder), **flags))
+    assert whole["dense_model"] == some["dense_model"] == "teacher"
+    assert "validation" in read_config(folder).calibration.inputs
+    assert some["cost"] == pytest.approx(some["budget"], abs=0.05)
+    [dense] = evaluate_run(EvalArguments(str(run_with_baselines), budget=[1.0], executor="packed"))
+    assert whole["dense_metrics"] == dense["dense_metrics"]
 
 
 def of(report, variant):
