@@ -125,6 +125,6 @@ def test_planner_schedule_is_flat_then_falls_tenfold(step, share):
 
 
 def test_selectors_learn_as_the_planner_does(params):
-    selectors = initial_selectors(CONFIG, 0)
+    selectors = initial_selectors(dataclasses.replace(CONFIG, adapters=None), 0)
     groups = flatten_dict(parameter_groups({**params, **selectors}, {"planner"}))
     assert {path[0] for path, group in groups.items() if group == "planner"} == set(selectors)
