@@ -246,6 +246,11 @@ class DPBertConfig:
         return self.planner.stem_layers if self.planner else self.encoder.num_hidden_layers
 
     @property
+    def dial(self) -> Calibration | None:
+        """The calibration, where it splits budgets between layers and tokens."""
+        return self.calibration if self.calibration and self.calibration.stays else None
+
+    @property
     def num_gates(self) -> int:
         """Planned layers, P = L - stem_layers."""
         return self.encoder.num_hidden_layers - self.stem_layers

@@ -40,9 +40,8 @@ def evaluate_run(args: EvalArguments) -> list[Result]:
     Where answers were asked, or thresholds on rows without labels, nothing is scored.
     """
     model = Model.from_pretrained(args.model_name_or_path, dtype=compute_dtype(args.bf16))
-    own_dial = model.config.calibration is not None and model.config.calibration.stays
     for budget in args.budget:
-        if not (args.calibrate and own_dial):  # whose range is about to be found
+        if not (args.calibrate and model.config.dial):  # whose range is about to be found
             check_budget(model.config, budget)
     assert model.folder is not None
     teacher, run = None, model.folder
@@ -141,7 +140,7 @@ def _calibrated(model: Model, args: EvalArguments, folder: Path) -> Model:
         )
     split = tokenize(task.splits[args.calibrate], model.tokenizer, length)
     inputs = f"{task.spec.name} {args.calibrate}"
-    if config.calibration and config.calibration.stays:
+    if config.dial:
         sized = dataclasses.replace(model, max_seq_length=length)
         calibration = measured_dial(sized, split, inputs)
     else:

@@ -53,8 +53,8 @@ class Rule(NamedTuple):
 
 def budget_range(config: DPBertConfig) -> tuple[float, float] | None:
     """The least and the largest budget beside 1; None: there is no other."""
-    if config.calibration and config.calibration.stays:
-        return config.calibration.budgets[0], 1.0
+    if config.dial:
+        return config.dial.budgets[0], 1.0
     return (config.planner.min_budget, config.planner.max_budget) if config.planner else None
 
 
@@ -75,8 +75,8 @@ def check_budget(config: DPBertConfig, budget: float) -> None:
             f"The budget is {budget}, but this model has no planner: it can only run "
             f"{'as it was trained' if config.token_selectors else 'dense'} (a budget of 1.0)."
         )
-    if config.calibration and config.calibration.stays:
-        least = config.calibration.budgets[0]
+    if config.dial:
+        least = config.dial.budgets[0]
         if budget < least:
             raise UserError(
                 f"The budget is {budget}, but the fewest layers on the fewest tokens that this "
@@ -117,7 +117,7 @@ def resolve_rule(config: DPBertConfig, budget: float, plan_rule: str = "threshol
     if plan_rule not in PLAN_RULES:
         raise UserError(f"--plan_rule is '{plan_rule}', but must be one of {list(PLAN_RULES)}.")
     budget = float(budget)  # a numpy number has a type of its own, and would compile once more
-    dial = config.calibration if config.calibration and config.calibration.stays else None
+    dial = config.dial
     if config.planner is None or budget == 1:  # all layers, whatever the logits say
         return Rule(1.0, -np.inf, config.num_gates, -np.inf if dial else 0.0)
     table = rule_table(config, plan_rule)
