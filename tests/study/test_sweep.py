@@ -68,6 +68,15 @@ def of(report, variant):
     return [point for point in report["points"] if point["variant"] == variant]
 
 
+def test_tokens_that_drop_out_cost_alike_in_a_sweep_and_when_the_model_is_evaluated(
+    run_with_baselines, swept
+):
+    folder = run_with_baselines / "baselines" / "trbert_0.5"
+    [made] = evaluate_run(EvalArguments(str(folder), executor="packed"))
+    costs = [p["cost"] for p in of(swept[0], "trbert") if p["trained_at"] == "alpha 0.5"]
+    assert costs == [pytest.approx(made["cost"])] and made["cost_unit"] == "flops"
+
+
 def test_every_variant_has_its_points(swept):
     report, _ = swept
     for variant in ("threshold", "top_k", "deebert", "pabee"):
