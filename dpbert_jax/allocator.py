@@ -2,17 +2,18 @@
 
 A training step on a CPU allocates and frees hundreds of megabytes. By default glibc gives large
 blocks back to the kernel at once, so that every step faults tens of thousands of pages in again.
-This does what MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=2147483647 and MALLOC_ARENA_MAX=1 do; the
-process then keeps the most memory that it ever had.
+This does what MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=18446744073709551615 and
+MALLOC_ARENA_MAX=1 do; the process then keeps the most memory that it ever had.
 """
 
 import ctypes
 import os
 import platform
 
-# From glibc's malloc.h, with the values that the three variables above give.
+# From glibc's malloc.h, with the values that the three variables above give: -1 is the largest
+# size. 2 GiB would not do: steps on long texts free more than that at once.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
+SETTINGS = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))
 
 
 def keep_freed_memory() -> None:

@@ -31,6 +31,20 @@ print(*found)
 """
 
 
+HEAP = """
+import dpbert_jax.allocator
+import ctypes
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+libc.free(libc.malloc(3 * 2**30))  # never written to: it takes addresses, but no memory
+grown = libc.sbrk(0)
+libc.free(libc.malloc(3 * 2**30))
+print(grown - int(open("/proc/self/stat").read().split()[46]), libc.sbrk(0) - grown)
+"""
+
+
 def page_faults(**environment: str) -> list[int]:
     """Page faults of filling 256 MiB three times, each freed before the next."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
@@ -48,6 +62,14 @@ def page_faults(**environment: str) -> list[int]:
 def test_memory_is_faulted_in_once():
     first, *later = page_faults()
     assert max(later) < first / 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_what_is_freed_is_kept_however_much_it_is():
+    done = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True)
+    grown, changed = map(int, done.stdout.split())
+    assert grown > 3 * 2**30 and changed == 0
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
