@@ -24,6 +24,7 @@ from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.asking import asking, teacher_logits
 from dpbert_jax.training.objective import Forward, drawn_plans, stage_loss
 from dpbert_jax.training.step import Moment
+from dpbert_jax.training.transfer import fixed
 
 FACTORS = "word_factors"  # among the parameters while they are trained
 
@@ -37,6 +38,7 @@ def heal(run: Run, factors: Factors, epochs: float) -> tuple[Params, Factors]:
     Returns:
         The parameters, the word table still the old one, and the factors.
     """
+    how = asking(jax.default_backend(), run.args)
     model = DPBert(run.model.config, compute_dtype(run.args.bf16))
     loss = partial(_loss, model, jnp.asarray(factors.place))
     embeddings = {k: v for k, v in run.model.params["embeddings"].items() if k != "word_embeddings"}
@@ -47,7 +49,7 @@ def heal(run: Run, factors: Factors, epochs: float) -> tuple[Params, Factors]:
         loss,
         run.model.config,
         params,
-        teacher_logits(run.model, run.rows.kept, asking(jax.default_backend(), run.args)),
+        fixed(run.rows.kept, teacher_logits(run.model, run.rows.kept, how)),
         num_steps=math.ceil(epochs * num_batches(len(run.rows.kept), run.batch_size)),
         frozen=("planner",),
     )

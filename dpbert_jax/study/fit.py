@@ -37,6 +37,7 @@ from dpbert_jax.training.stage import plan_stages
 from dpbert_jax.training.step import Loss, TrainStep, create_state
 from dpbert_jax.training.task import training_task
 from dpbert_jax.training.tracker import Trackers
+from dpbert_jax.training.transfer import TransferSets, partly_masked
 
 
 class Run(NamedTuple):
@@ -75,6 +76,17 @@ class Run(NamedTuple):
         teacher = dataclasses.replace(self.teacher, dtype=dtype, max_seq_length=longest)
         how = asking(jax.default_backend(), self.args)
         return teacher_logits(how.teacher(teacher, self.model.config), split, how)
+
+    def transfer(self) -> TransferSets:
+        """What the run's own stages distil from, of draws of its own."""
+        return partly_masked(
+            self.rows.kept,
+            self.teacher_logits(self.rows.kept),
+            self.args.masked_share,
+            ask=self.teacher_logits,
+            tokenizer=self.model.tokenizer,
+            seed=self.args.seed,
+        )
 
 
 def open_run(folder: str) -> Run:
@@ -132,7 +144,7 @@ def fit(
     loss: Loss,
     config: DPBertConfig,
     params: Params,
-    distilled: np.ndarray | None,
+    transfer: TransferSets | None,
     *,
     num_steps: int | None = None,
     frozen: Collection[str] = (),
@@ -141,7 +153,7 @@ def fit(
     """Trains parameters by a loss on the run's rows.
 
     Args:
-        distilled: the logits that the loss learns from, [N, C].
+        transfer: what the loss distils from.
         num_steps: default: as many as the run took after it had its dense model.
         frozen: parts that stay as they are.
         seed: of batches and draws. Default: the run's.
@@ -175,7 +187,7 @@ def fit(
         pad_token_id=config.encoder.pad_token_id,
         seed=seed,
         length_buckets=args.length_buckets,
-        teacher_logits=distilled,
+        transfer=transfer,
     )
     step = partial(step, thresholds=threshold_grid(config))
     unsaved = Hooks(Trackers([]), args.logging_steps, span.num_steps + 1, lambda done, state: None)

@@ -46,7 +46,6 @@ def train_static(run: Run, layer_mask: np.ndarray) -> Path:
     config, params = keep_layers(run.teacher.config, run.teacher.params, layers)
     model = DPBert(config, compute_dtype(run.args.bf16))
     loss = partial(stage_loss, dense_forward, model)
-    distilled = run.teacher_logits(run.rows.kept)
     name = f"static {'.'.join(map(str, layers))}"
-    params = fit(run, name, loss, config, params, distilled)
+    params = fit(run, name, loss, config, params, run.transfer())
     return run.save_baseline(f"{STATIC}_{len(layers)}", config, params)

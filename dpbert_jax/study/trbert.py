@@ -46,6 +46,7 @@ from dpbert_jax.study.token_path import (
 from dpbert_jax.training.objective import drawn_plans, row_losses, score_sums
 from dpbert_jax.training.stage import plan_path
 from dpbert_jax.training.step import Moment
+from dpbert_jax.training.transfer import fixed
 
 DRAWS = 4
 STAYING_BIAS = 2.0  # sigmoid: 0.88
@@ -197,7 +198,7 @@ def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
         partial(trbert_loss, alpha, BOTH, config, dtype),
         config,
         params,
-        run.teacher_logits(run.rows.kept),
+        fixed(run.rows.kept, run.teacher_logits(run.rows.kept)),
         num_steps=half,
         frozen=plan_path(config) if planned else (),
         seed=run.args.seed + SECOND,  # other batches and draws than before

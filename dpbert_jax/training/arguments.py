@@ -123,6 +123,11 @@ class TrainArguments:
     num_final_epochs: float | None = flag(
         None, "Epochs of stage 3, on final plans; 0: leave it out. Default: those of stage 2."
     )
+    masked_share: float = flag(
+        0.0,
+        "Share of the rows that stages behind the dense one show with tokens masked, others in "
+        "each epoch: such a row learns from the dense model alone, not from its label.",
+    )
     adapter_rank: int | None = flag(
         None,
         "Train adapters for each depth of a plan behind stage 3: low-rank additions of this rank, "
@@ -209,8 +214,9 @@ class TrainArguments:
                 f"--length_buckets {' '.join(map(str, buckets))}: must ascend, from 1 to "
                 f"--max_seq_length ({self.max_seq_length})."
             )
-        if not 0 <= self.warmup_ratio <= 1:
-            raise UserError(f"--warmup_ratio is {self.warmup_ratio}, but must lie in [0, 1].")
+        for name in ("warmup_ratio", "masked_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} is {getattr(self, name)}, but must lie in [0, 1].")
         if self.adapter_rank is not None and self.adapter_rank < 0:
             raise UserError(f"--adapter_rank is {self.adapter_rank}, below 0.")
         if self.weight_decay < 0 or self.seed < 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpbert_jax.data import Batch, TokenizedSplit, batches, epoch_schedule, num_batches
+from dpbert_jax.training.transfer import TransferSets
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Feed:
     pad_token_id: int
     seed: int
     length_buckets: Sequence[int] | None = None  # default: those of `batches`
-    teacher_logits: np.ndarray | None = None  # [N, C]
+    transfer: TransferSets | None = None  # of rows as long as the split's; None: no teacher
     own: np.ndarray | None = None  # positions in a batch that this process builds; None: all
 
     @property
@@ -31,8 +32,9 @@ class Feed:
         """The batches after the first `done`, each with the number of its epoch; without end."""
         first, start = divmod(done, self.steps_per_epoch)
         for epoch in itertools.count(first):
+            rows = self.transfer(epoch) if self.transfer else None
             for batch in batches(
-                self.split,
+                rows.split if rows else self.split,
                 self.batch_size,
                 self.max_seq_length,
                 seed=self.seed,
@@ -42,9 +44,11 @@ class Feed:
                 length_buckets=self.length_buckets,
                 own=self.own,
             ):
-                if self.teacher_logits is not None:
-                    # Padding rows (index -1) get some row's logits; their weight is 0.
-                    batch["teacher_logits"] = self.teacher_logits[batch["indices"]]
+                if rows:
+                    # Padding rows (index -1) get some row's; their weight is 0.
+                    batch["teacher_logits"] = rows.teacher_logits[batch["indices"]]
+                    if rows.labelled is not None:
+                        batch["labelled"] = rows.labelled[batch["indices"]]
                 yield epoch, batch
 
     def examples(self) -> Iterator[Batch]:

@@ -56,6 +56,7 @@ def row_losses(
     labels: Array,
     teacher_logits: Float[Array, "B C"] | None,
     problem_type: ProblemType,
+    labelled: Float[Array, " B"] | None = None,
 ) -> Float[Array, " B"]:
     """Task loss of each row, mixed with distillation where there is a teacher.
 
@@ -65,6 +66,7 @@ def row_losses(
 
     Args:
         labels: [B] class ids or scores, or [B, C] of 0 and 1.
+        labelled: 0 for a row that learns from the teacher alone.
     """
     warmth = DISTILLATION_TEMPERATURE
     if problem_type == REGRESSION:
@@ -84,7 +86,8 @@ def row_losses(
         distilled = warmth**2 * optax.kl_divergence(
             jax.nn.log_softmax(logits / warmth), jax.nn.softmax(teacher_logits / warmth)
         )
-    return (1 - DISTILLATION_SHARE) * task + DISTILLATION_SHARE * distilled
+    share = 1 - DISTILLATION_SHARE if labelled is None else (1 - DISTILLATION_SHARE) * labelled
+    return share * task + (1 - share) * distilled
 
 
 def label_divergence(
@@ -243,7 +246,8 @@ def stage_loss(
 
     Args:
         batch: arrays with a leading row axis; `weights` is 0 on padding rows, `positions` is the
-            row's place in the global batch (it seeds the row's noise).
+            row's place in the global batch (it seeds the row's noise). Where a teacher is,
+            `teacher_logits`, and `labelled` if some rows learn from it alone.
     """
     config: DPBertConfig = model.config
     row_keys = moment.row_keys(batch["positions"])
@@ -251,7 +255,8 @@ def stage_loss(
 
     weights = batch["weights"]
     problem = config.encoder.problem_type
-    losses = row_losses(out.logits, batch["labels"], batch.get("teacher_logits"), problem)
+    taught = batch.get("teacher_logits"), problem, batch.get("labelled")
+    losses = row_losses(out.logits, batch["labels"], *taught)
     loss = jnp.sum(weights * losses) / moment.total
     layers = config.stem_layers + out.gates.sum(axis=-1)
     sums = {

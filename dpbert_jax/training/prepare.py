@@ -44,6 +44,8 @@ def prepare(args: TrainArguments, platform: str) -> Material:
     dense = dense_config(source, task, args)
     planned = planned_config(dense, args)
     tokenizer = load_tokenizer(source)
+    if args.masked_share and tokenizer.mask_token_id is None:
+        raise UserError(f"The tokenizer of {source} has no mask token: leave --masked_share out.")
     with on_host(platform):
         params = load_params(
             source,

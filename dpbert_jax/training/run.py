@@ -31,9 +31,7 @@ from dpbert_jax.bucket import BucketFolder, is_url
 from dpbert_jax.config import DPBertConfig
 from dpbert_jax.data import default_buckets, num_batches
 from dpbert_jax.encoder.operations import Params
-from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.calibration import calibrate
-from dpbert_jax.evaluation.report import evaluate
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.hub import load_params, save_folder
 from dpbert_jax.model import Model
@@ -45,6 +43,7 @@ from dpbert_jax.training.asking import Asking, asking, teacher_logits
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.checkpoint import Checkpoints, Position
 from dpbert_jax.training.held_out_table import held_out_table
+from dpbert_jax.training.last_report import last_report
 from dpbert_jax.training.loop import Hooks, run_span
 from dpbert_jax.training.memory import check_memory, memory_explained
 from dpbert_jax.training.objective import threshold_grid
@@ -54,10 +53,12 @@ from dpbert_jax.training.prepare import Material, prepare
 from dpbert_jax.training.refit import refit_planner
 from dpbert_jax.training.stage import (
     PlannedStage,
+    Stage,
     abstract_state,
     all_epochs,
     plan_stages,
     stage_optimizer,
+    stage_seed,
 )
 from dpbert_jax.training.stage_steps import (
     batch_rows,
@@ -68,12 +69,11 @@ from dpbert_jax.training.stage_steps import (
     step_size,
 )
 from dpbert_jax.training.step import Sums, TrainState, TrainStep, create_state
-from dpbert_jax.training.task import columns_of, validation_data
+from dpbert_jax.training.task import columns_of
 from dpbert_jax.training.tracker import Tracker, Trackers, make_tracker
+from dpbert_jax.training.transfer import TransferSets, partly_masked
 
 logger = logging.getLogger(__name__)
-
-REPORTED_BUDGETS = (1.0, 0.75, 0.6)
 
 
 class _Output(NamedTuple):
@@ -121,6 +121,17 @@ class _Run:
     def teacher_logits(self) -> np.ndarray:
         """What the dense model says of the training rows; [N, C]."""
         return teacher_logits(self.teacher(), self.material.rows.kept, self.asking)
+
+    def transfer(self, stage: Stage) -> TransferSets:
+        """What a stage distils from."""
+        return partly_masked(
+            self.material.rows.kept,
+            self.teacher_logits,
+            self.args.masked_share,
+            ask=lambda split: teacher_logits(self.teacher(), split, self.asking),
+            tokenizer=self.material.tokenizer,
+            seed=stage_seed(stage, self.args.seed),
+        )
 
 
 def train(args: TrainArguments, platform: str | None = None) -> None:
@@ -225,7 +236,9 @@ def _run_stages(run: _Run, position: Position, state: TrainState | None) -> None
             params = _refitted(run, params)
     config, folder = _calibrated(run, params), run.output.folder
     hosts.on_main(lambda: save_folder(folder, config, params, run.material.tokenizer))
-    _report(run, run.model(config, params))
+    last, model = run.stages[-1].span, run.model(config, params)
+    for line in last_report(run.args, run.material.task, model, run.teacher(), run.asking):
+        run.output.tracker.log(last.first_step + last.num_steps, line)
 
 
 def _handed_over(run: _Run, index: int, params: Params) -> Params:
@@ -289,7 +302,7 @@ def _train_stage(run: _Run, index: int, state: TrainState, config: DPBertConfig)
         with memory_explained(config, size):
             return train_step(state, batch, signal, thresholds)
 
-    feed = make_feed(args, material, stage, run.teacher_logits if stage.needs_teacher else None)
+    feed = make_feed(args, material, stage, run.transfer(stage) if stage.needs_teacher else None)
     hooks = Hooks(
         run.output.tracker,
         args.logging_steps,
@@ -317,34 +330,3 @@ def _refitted(run: _Run, params: Params) -> Params:
     )
     with on_host(run.asking.platform):
         return {**params, "planner": refit_planner(planned, table, losses, run.args.seed)}
-
-
-def _report(run: _Run, model: Model) -> None:
-    """Scores the run as it was saved."""
-    args, last = run.args, run.stages[-1].span
-    results = evaluate(
-        model,
-        run.teacher(),
-        EvalArguments(
-            model_name_or_path=str(run.output.folder),
-            budget=[
-                budget
-                for budget in REPORTED_BUDGETS
-                if budget == 1 or args.min_budget <= budget <= args.max_budget
-            ],
-            max_eval_samples=args.max_eval_samples,
-            bf16=args.bf16,
-            **run.asking.flags(),
-            **validation_data(args, run.material.task),
-        ),
-        run.asking.length_buckets,
-    )
-    logged = ("score", "score_kept", "mean_layers", "cost", "distinct_plans")
-    for result in results:
-        phase = f"eval/{result['split']}/{result['budget']:g}"
-        scores = {f"eval_{name}": value for name, value in result["metrics"].items()}
-        values = {f"eval_{name}": result[name] for name in logged}
-        run.output.tracker.log(
-            last.first_step + last.num_steps,
-            {"phase": phase, "budget": result["budget"], **scores, **values},
-        )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import bucket_length
+from dpbert_jax.data import TokenizedSplit, bucket_length
 from dpbert_jax.evaluation.calibration import budget_grid
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.policies.dpbert import DPBert, init_params
@@ -25,6 +25,7 @@ from dpbert_jax.training.stage import (
     stage_seed,
 )
 from dpbert_jax.training.step import TrainStep, own_positions
+from dpbert_jax.training.transfer import TransferSets, partly_masked
 
 
 def stage_config(material: Material, stage: Stage) -> DPBertConfig:
@@ -66,9 +67,9 @@ def make_step(args: TrainArguments, material: Material, planned: PlannedStage) -
 
 
 def make_feed(
-    args: TrainArguments, material: Material, stage: Stage, distilled: np.ndarray | None
+    args: TrainArguments, material: Material, stage: Stage, transfer: TransferSets | None
 ) -> Feed:
-    """The rows of a stage; `distilled` is what the dense model says of them, [N, C]."""
+    """The rows of a stage, and what it distils from."""
     return Feed(
         material.rows.kept,
         material.rows.kept_numbers,
@@ -77,7 +78,7 @@ def make_feed(
         pad_token_id=material.dense.encoder.pad_token_id,
         seed=stage_seed(stage, args.seed),
         length_buckets=args.length_buckets,
-        teacher_logits=distilled,
+        transfer=transfer,
         own=own_positions(batch_rows(args), args.gradient_accumulation_steps),
     )
 
@@ -92,14 +93,26 @@ def begin_compiling(
 
     For an accelerator: its compiler runs on host cores that are idle then.
     """
-    budgets, rows = len(budget_grid(args.min_budget)), len(material.rows.kept)
+    budgets, rows = len(budget_grid(args.min_budget)), material.rows.kept
+
+    def silent(split: TokenizedSplit) -> np.ndarray:
+        """What is said changes no program."""
+        return np.zeros((len(split), material.dense.encoder.num_labels), np.float32)
+
     for planned, step in left:
         stage, config = planned.stage, stage_config(material, planned.stage)
-        logits, thresholds = None, None
+        transfer, thresholds = None, None
         if stage.needs_teacher:
-            logits = np.zeros((rows, config.encoder.num_labels), np.float32)
+            transfer = partly_masked(
+                rows,
+                silent(rows),
+                args.masked_share,
+                ask=silent,
+                tokenizer=material.tokenizer,
+                seed=stage_seed(stage, args.seed),
+            )
         if stage.needs_calibration:
             thresholds = (np.zeros(budgets, np.float32), np.zeros(budgets, np.float32))
         state = abstract_state(planned, config, args)
-        for batch in make_feed(args, material, stage, logits).examples():
+        for batch in make_feed(args, material, stage, transfer).examples():
             step.begin(pool, state, batch, thresholds)

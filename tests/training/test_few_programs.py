@@ -20,7 +20,8 @@ def as_on_a_gpu(run_flags, tmp_path_factory):
     """The folder of the tiny run in that form, and what it compiled."""
     folder = tmp_path_factory.mktemp("few") / "run"
     with compiled_programs() as compiled:
-        train(TrainArguments(output_dir=str(folder), **run_flags), platform="gpu")
+        flags = {**run_flags, "masked_share": 0.5}
+        train(TrainArguments(output_dir=str(folder), **flags), platform="gpu")
     return folder, compiled
 
 

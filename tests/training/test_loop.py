@@ -11,6 +11,7 @@ from dpbert_jax.errors import UserError
 from dpbert_jax.training.feed import Feed
 from dpbert_jax.training.loop import Hooks, Span, _summary, run_span
 from dpbert_jax.training.step import TrainState
+from dpbert_jax.training.transfer import fixed, partly_masked
 
 ROWS, BATCH = 10, 4
 SPLIT = TokenizedSplit(
@@ -19,6 +20,10 @@ SPLIT = TokenizedSplit(
     offsets=np.arange(0, 3 * ROWS + 1, 3, dtype=np.int64),
     labels=np.zeros(ROWS, np.int32),
 )
+
+
+class Tokenizer:
+    mask_token_id, all_special_ids = 50, [0]
 
 
 class Recorder:
@@ -42,7 +47,7 @@ def run(
     done=0,
     loss=float,
     grad_norm=float,
-    teacher_logits=None,
+    transfer=None,
     own=None,
     step=None,
     **hooks,
@@ -66,7 +71,7 @@ def run(
         max_seq_length=16,
         pad_token_id=0,
         seed=1,
-        teacher_logits=teacher_logits,
+        transfer=transfer,
         own=own,
     )
     state = run_span(
@@ -108,11 +113,46 @@ def test_going_on_shows_the_batches_that_were_left(done):
 
 def test_each_row_meets_its_own_teacher_logits():
     teacher = np.arange(2.0 * ROWS).reshape(ROWS, 2)
-    for batch in run(teacher_logits=teacher)[0]:
+    for batch in run(transfer=fixed(SPLIT, teacher))[0]:
         real = batch["weights"] > 0
         np.testing.assert_array_equal(
             batch["teacher_logits"][real], teacher[batch["input_ids"][real, 0]]
         )
+        assert "labelled" not in batch
+
+
+def masking(share=0.5, seed=3):
+    """Of texts whose dense model's answer is the sum of their tokens."""
+
+    def ask(split):
+        return np.add.reduceat(split.token_ids, split.offsets[:-1])[:, None].astype(np.float32)
+
+    return partly_masked(SPLIT, ask(SPLIT), share, ask=ask, tokenizer=Tokenizer, seed=seed)
+
+
+def test_a_masked_row_meets_what_the_teacher_says_of_it_and_learns_from_nothing_else():
+    seen = run(num_steps=6, transfer=masking())[0]
+    rows = [
+        (int(label), bool((ids == Tokenizer.mask_token_id).any()), float(taught[0] - ids.sum()))
+        for batch in seen
+        for ids, taught, label, weight in zip(
+            *(batch[name] for name in ("input_ids", "teacher_logits", "labelled", "weights")),
+            strict=True,
+        )
+        if weight
+    ]
+    assert all(off == 0 for _, _, off in rows)
+    assert any(masked for _, masked, _ in rows) and any(label for label, _, _ in rows)
+    assert not any(label and masked for label, masked, _ in rows)
+
+
+def test_masked_rows_are_others_in_each_epoch_and_the_same_when_a_run_goes_on():
+    whole, rest = run(transfer=masking())[0], run(transfer=masking(), done=4)[0]
+    for batch, wanted in zip(rest, whole[4:], strict=True):
+        np.testing.assert_equal(batch, wanted)
+    first, second = (masking()(epoch) for epoch in (0, 1))
+    assert (first.labelled != second.labelled).any()
+    assert masking(0.0)(0).labelled is None and not masking(1.0)(0).labelled.any()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -92,6 +92,16 @@ def test_a_student_that_is_its_teacher_has_no_distillation_loss(logits):
     )
 
 
+def test_a_row_without_label_learns_from_the_teacher_alone(logits):
+    student, teacher = map(jnp.asarray, logits)
+    about = student, jnp.asarray(LABELS), teacher, SINGLE_LABEL
+    every = row_losses(*about)
+    labelled = np.array([1, 0, 1, 0, 0], np.float32)
+    found = row_losses(*about, jnp.asarray(labelled))
+    divergence = 2 * every - row_losses(student, jnp.asarray(LABELS), None, SINGLE_LABEL)
+    np.testing.assert_allclose(found, np.where(labelled, every, divergence), rtol=1e-5)
+
+
 def test_several_labels_by_hand(logits):
     """Each label is a choice of two; the loss is their mean."""
     student, teacher = logits

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from transformers import AutoTokenizer
 
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub import load_run
@@ -209,6 +210,19 @@ def test_a_run_is_no_teacher(tiny_run, run_flags, tmp_path):
     changes = {"model_name_or_path": None, "teacher": str(tiny_run)}
     with pytest.raises(UserError, match="has a planner already"):
         start(tmp_path / "run", run_flags, **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_mask_token_nothing_is_masked(tiny_run, run_flags, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_run / "teacher", bare)
+    tokenizer = AutoTokenizer.from_pretrained(bare)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(bare)
+    (bare / "SHA256SUMS").unlink()
+    flags = {**run_flags, "model_name_or_path": None, "teacher": str(bare), "masked_share": 0.5}
+    with pytest.raises(UserError, match="no mask token: leave --masked_share out"):
+        start(tmp_path / "run", flags)
     assert not (tmp_path / "run").exists()
 
 
