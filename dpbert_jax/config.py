@@ -196,6 +196,8 @@ class DPBertConfig:
     default_budget: float | None = None  # of an export, for calls that name none; None: 1
     adapters: AdapterConfig | None = None  # of plans of each depth; only beside a planner
     token_selectors: bool = False  # whether tokens drop out on the way (`policies.tokens`)
+    # What costs are means of where no planner says so: of the run whose baseline this is.
+    cost_unit: str = FLOPS
 
     def __post_init__(self) -> None:
         if self.default_budget is not None and not 0 < self.default_budget <= 1:
@@ -219,10 +221,9 @@ class DPBertConfig:
                 f"{self.encoder.num_hidden_layers} layers and the planner needs at least one to "
                 "plan."
             )
-        if self.planner and self.planner.cost_unit not in (ROWS, FLOPS):
-            raise UserError(
-                f"cost_unit is '{self.planner.cost_unit}', but must be {ROWS} or {FLOPS}."
-            )
+        unit = (self.planner or self).cost_unit
+        if unit not in (ROWS, FLOPS):
+            raise UserError(f"cost_unit is '{unit}', but must be {ROWS} or {FLOPS}.")
         if self.planner and not 0 <= self.planner.min_layers <= self.encoder.num_hidden_layers:
             raise UserError(
                 f"min_layers is {self.planner.min_layers}, but the model has "
@@ -331,6 +332,7 @@ def from_hf_dict(values: dict[str, Any], where: str) -> DPBertConfig:
             extra.get("default_budget"),
             AdapterConfig(**extra["adapters"]) if extra.get("adapters") else None,
             extra.get("token_selectors", False),
+            extra.get("cost_unit", FLOPS),
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where} is not a configuration of this library: {error}.") from error
@@ -369,7 +371,7 @@ def to_hf_dict(config: DPBertConfig) -> dict[str, Any]:
         if config.adapters:
             values["dpbert"]["adapters"] = dataclasses.asdict(config.adapters)
         if config.token_selectors:
-            values["dpbert"]["token_selectors"] = True
+            values["dpbert"] |= {"token_selectors": True, "cost_unit": config.cost_unit}
         if encoder.compression:
             values["dpbert"]["embedding_compression"] = dataclasses.asdict(encoder.compression)
     return values

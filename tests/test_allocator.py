@@ -45,17 +45,22 @@ print(grown - int(open("/proc/self/stat").read().split()[46]), libc.sbrk(0) - gr
 """
 
 
-def page_faults(**environment: str) -> list[int]:
-    """Page faults of filling 256 MiB three times, each freed before the next."""
+def numbers(program: str, **environment: str) -> list[int]:
+    """What a program prints in a process of its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         env=clean | environment,
         capture_output=True,
         text=True,
         check=True,
     )
     return [int(word) for word in done.stdout.split()]
+
+
+def page_faults(**environment: str) -> list[int]:
+    """Page faults of filling 256 MiB three times, each freed before the next."""
+    return numbers(PROGRAM, **environment)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
@@ -67,8 +72,7 @@ def test_memory_is_faulted_in_once():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
 def test_what_is_freed_is_kept_however_much_it_is():
-    done = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True)
-    grown, changed = map(int, done.stdout.split())
+    grown, changed = numbers(HEAP)
     assert grown > 3 * 2**30 and changed == 0
 
 

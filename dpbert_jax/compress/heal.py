@@ -24,7 +24,7 @@ from dpbert_jax.study.fit import Run, fit
 from dpbert_jax.training.asking import asking, teacher_logits
 from dpbert_jax.training.objective import Forward, drawn_plans, stage_loss
 from dpbert_jax.training.step import Moment
-from dpbert_jax.training.transfer import fixed
+from dpbert_jax.training.transfer import as_they_are
 
 FACTORS = "word_factors"  # among the parameters while they are trained
 
@@ -49,7 +49,7 @@ def heal(run: Run, factors: Factors, epochs: float) -> tuple[Params, Factors]:
         loss,
         run.model.config,
         params,
-        fixed(run.rows.kept, teacher_logits(run.model, run.rows.kept, how)),
+        as_they_are(run.rows.kept, teacher_logits(run.model, run.rows.kept, how)),
         num_steps=math.ceil(epochs * num_batches(len(run.rows.kept), run.batch_size)),
         frozen=("planner",),
     )

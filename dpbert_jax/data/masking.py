@@ -18,13 +18,15 @@ MASKED_TOKENS = 0.3  # of a copy's tokens at most: the share is drawn evenly for
 def mask_tokens(
     split: TokenizedSplit, rows: Bool[np.ndarray, " N"], tokenizer: Any, draw: np.random.Generator
 ) -> TokenizedSplit:
-    """The split with tokens of the named rows masked; lengths and special tokens stay.
+    """The split with tokens of the named rows masked, at least one of each.
 
-    `tokenizer` must have a mask token.
+    Lengths and special tokens stay. `tokenizer` must have a mask token.
     """
     row_of = np.repeat(np.arange(len(split)), split.lengths)
     shares = np.where(rows, draw.uniform(0, MASKED_TOKENS, len(split)), 0)
     special = np.isin(split.token_ids, tokenizer.all_special_ids)
-    masked = (draw.random(len(row_of)) < shares[row_of]) & ~special
+    number = np.where(special, 1.0, draw.random(len(row_of)))
+    least = np.minimum.reduceat(number, split.offsets[:-1])
+    masked = rows[row_of] & ~special & (number <= np.maximum(shares, least)[row_of])
     token_ids = np.where(masked, np.int32(tokenizer.mask_token_id), split.token_ids)
     return dataclasses.replace(split, token_ids=token_ids)

@@ -22,11 +22,8 @@ def planner_share(config: DPBertConfig, sequence_length: Length) -> float | Floa
 
 
 def cost_unit(config: DPBertConfig) -> str:
-    """What a mean cost is a mean of: a key of `COST_UNITS`.
-
-    Only a planner is trained for another than the default, `flops`.
-    """
-    return config.planner.cost_unit if config.planner else FLOPS
+    """What a mean cost is a mean of: a key of `COST_UNITS`."""
+    return (config.planner or config).cost_unit
 
 
 def row_weights(

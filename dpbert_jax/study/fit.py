@@ -25,7 +25,7 @@ from dpbert_jax.integrity import update_sums
 from dpbert_jax.model import Model
 from dpbert_jax.run_folder import BASELINES, TEACHER, TRAIN_CONFIG
 from dpbert_jax.training.arguments import TrainArguments
-from dpbert_jax.training.asking import asking, teacher_logits
+from dpbert_jax.training.asking import Asking, asker, asking, teacher_logits
 from dpbert_jax.training.feed import Feed
 from dpbert_jax.training.held_out_table import held_out_table
 from dpbert_jax.training.loop import Hooks, Span, run_span
@@ -37,7 +37,7 @@ from dpbert_jax.training.stage import plan_stages
 from dpbert_jax.training.step import Loss, TrainStep, create_state
 from dpbert_jax.training.task import training_task
 from dpbert_jax.training.tracker import Trackers
-from dpbert_jax.training.transfer import TransferSets, partly_masked
+from dpbert_jax.training.transfer import TransferSets, as_they_are, partly_masked
 
 
 class Run(NamedTuple):
@@ -72,18 +72,27 @@ class Run(NamedTuple):
 
     def teacher_logits(self, split: TokenizedSplit) -> np.ndarray:
         """What the dense model says of a split's rows; [N, C]."""
+        teacher, how = self._asked()
+        return teacher_logits(teacher, split, how)
+
+    def _asked(self) -> tuple[Model, Asking]:
+        """The dense model, and how it is asked."""
         dtype, longest = compute_dtype(self.args.bf16), self.args.max_seq_length
         teacher = dataclasses.replace(self.teacher, dtype=dtype, max_seq_length=longest)
         how = asking(jax.default_backend(), self.args)
-        return teacher_logits(how.teacher(teacher, self.model.config), split, how)
+        return how.teacher(teacher, self.model.config), how
 
     def transfer(self) -> TransferSets:
-        """What the run's own stages distil from, of draws of its own."""
+        """What the run's own stages distil from."""
+        kept, share = self.rows.kept, self.args.masked_share
+        if not share:
+            return as_they_are(kept, self.teacher_logits(kept))
+        teacher, how = self._asked()
         return partly_masked(
-            self.rows.kept,
-            self.teacher_logits(self.rows.kept),
-            self.args.masked_share,
-            ask=self.teacher_logits,
+            kept,
+            self.teacher_logits(kept),
+            share,
+            ask=asker(teacher, how.in_batches(self.args)),
             tokenizer=self.model.tokenizer,
             seed=self.args.seed,
         )

@@ -14,8 +14,8 @@ gradients are the loss's at the states before the first selector, of the model a
 computed beforehand; four draws, where theirs are eight, and the backbone learns from one of them;
 selectors begin with a probability of 0.88 for every token and learn at the planner's rate (at the
 backbone's they stay where they begin); the backbone learns half from the labels, half from the
-teacher, as our own stages do, where theirs learns from the teacher alone; tokens are masked in
-training and really dropped after it.
+teacher, as our own stages do of texts as they are, where theirs learns from the teacher alone;
+tokens are masked in training and really dropped after it.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.operations import Params, fold_rows
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.runner import compute_dtype
+from dpbert_jax.policies.cost import cost_unit
 from dpbert_jax.policies.planner import gate_logits
 from dpbert_jax.policies.tokens import selector_layers, selector_products, with_selectors
 from dpbert_jax.study.fit import Run, fit
@@ -46,7 +47,7 @@ from dpbert_jax.study.token_path import (
 from dpbert_jax.training.objective import drawn_plans, row_losses, score_sums
 from dpbert_jax.training.stage import plan_path
 from dpbert_jax.training.step import Moment
-from dpbert_jax.training.transfer import fixed
+from dpbert_jax.training.transfer import as_they_are
 
 DRAWS = 4
 STAYING_BIAS = 2.0  # sigmoid: 0.88
@@ -198,12 +199,13 @@ def train_trbert(run: Run, alpha: float, planned: bool) -> Path:
         partial(trbert_loss, alpha, BOTH, config, dtype),
         config,
         params,
-        fixed(run.rows.kept, run.teacher_logits(run.rows.kept)),
+        as_they_are(run.rows.kept, run.teacher_logits(run.rows.kept)),
         num_steps=half,
         frozen=plan_path(config) if planned else (),
         seed=run.args.seed + SECOND,  # other batches and draws than before
     )
-    config = with_selectors(config)
+    unit = cost_unit(run.model.config)
+    config = dataclasses.replace(with_selectors(config), cost_unit=unit)
     if planned:
         held_out = run.rows.held_out
         made = dataclasses.replace(model, config=config, params=params, dtype=dtype)

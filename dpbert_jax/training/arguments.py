@@ -104,7 +104,9 @@ class TrainArguments:
     multihost: bool = flag(
         False, "One of several processes; on TPU slices of several hosts that is seen by itself."
     )
-    seed: int = flag(42, "Seed of the head, the planner, the order of rows, dropout and gates.")
+    seed: int = flag(
+        42, "Seed of the head, the planner, the order of rows, masks, dropout and gates."
+    )
     per_device_train_batch_size: int = flag(32, "Rows on each device in a micro-batch.")
     per_device_eval_batch_size: int = flag(32, "Rows in an evaluation batch.")
     gradient_accumulation_steps: int = flag(1, "Micro-batches in a step.")
@@ -125,8 +127,8 @@ class TrainArguments:
     )
     masked_share: float = flag(
         0.0,
-        "Share of the rows that stages behind the dense one show with tokens masked, others in "
-        "each epoch: such a row learns from the dense model alone, not from its label.",
+        "Behind stage 1, each row's chance in each epoch to be shown with up to 30 % of its tokens "
+        "masked: it then learns from what the dense model says of that, not from its label.",
     )
     adapter_rank: int | None = flag(
         None,

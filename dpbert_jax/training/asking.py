@@ -52,6 +52,14 @@ class Asking(NamedTuple):
         execute = model.executor(self.executor)
         return lambda batch: execute(batch, Rule(1.0, -np.inf, 0)).gate_logits
 
+    def in_batches(self, args: TrainArguments) -> "Asking":
+        """In batches of few shapes: for many small splits, each of another size."""
+        return self._replace(
+            executor="chunked",
+            batch_size=args.per_device_eval_batch_size,
+            length_buckets=args.length_buckets,
+        )
+
     def flags(self) -> dict[str, Any]:
         """Those of `eval.py` that have it ask alike."""
         if not self.by_one_program:
@@ -68,13 +76,24 @@ def asking(platform: str, args: TrainArguments) -> Asking:
 
 def teacher_logits(teacher: Model, split: TokenizedSplit, how: Asking) -> np.ndarray:
     """What the dense model says of a split's rows; [N, C]."""
-    return predict(
-        teacher.executor(how.executor),
-        resolve_rule(teacher.config, 1.0),
-        teacher.config,
-        split,
-        batch_size=how.batch_size,
-        max_seq_length=teacher.max_seq_length,
-        length_buckets=how.length_buckets,
-        progress="teacher",
-    ).logits
+    return asker(teacher, how, progress="teacher")(split)
+
+
+def asker(
+    teacher: Model, how: Asking, progress: str | None = None
+) -> Callable[[TokenizedSplit], np.ndarray]:
+    """The same for many splits, by one executor."""
+    execute = teacher.executor(how.executor)
+    return lambda split: (
+        predict(
+            execute,
+            resolve_rule(teacher.config, 1.0),
+            teacher.config,
+            split,
+            batch_size=how.batch_size,
+            max_seq_length=teacher.max_seq_length,
+            length_buckets=how.length_buckets,
+            warm_up=False,
+            progress=progress,
+        ).logits
+    )

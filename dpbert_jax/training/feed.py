@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpbert_jax.data import Batch, TokenizedSplit, batches, epoch_schedule, num_batches
-from dpbert_jax.training.transfer import TransferSets
+from dpbert_jax.training.transfer import ASKED_BATCHES, TransferSets
 
 
 @dataclass(frozen=True)
@@ -30,39 +30,45 @@ class Feed:
 
     def batches(self, done: int) -> Iterator[tuple[int, Batch]]:
         """The batches after the first `done`, each with the number of its epoch; without end."""
-        first, start = divmod(done, self.steps_per_epoch)
+        first, begun = divmod(done, self.steps_per_epoch)
         for epoch in itertools.count(first):
+            start = begun if epoch == first else 0
             rows = self.transfer(epoch) if self.transfer else None
-            for batch in batches(
+            coming = self._schedule(epoch)[start:]
+            made = batches(
                 rows.split if rows else self.split,
                 self.batch_size,
                 self.max_seq_length,
                 seed=self.seed,
                 epoch=epoch,
-                start=start if epoch == first else 0,
+                start=start,
                 pad_token_id=self.pad_token_id,
                 length_buckets=self.length_buckets,
                 own=self.own,
-            ):
+            )
+            for number, batch in enumerate(made):
                 if rows:
-                    # Padding rows (index -1) get some row's; their weight is 0.
-                    batch["teacher_logits"] = rows.teacher_logits[batch["indices"]]
-                    if rows.labelled is not None:
-                        batch["labelled"] = rows.labelled[batch["indices"]]
+                    if number % ASKED_BATCHES == 0:
+                        rows.prepare(each for _, each in coming[number : number + ASKED_BATCHES])
+                    rows.add_to(batch)
                 yield epoch, batch
 
     def examples(self) -> Iterator[Batch]:
         """A batch of each length that the first epoch has."""
-        schedule = epoch_schedule(
+        lengths = [length for length, _ in self._schedule(0)]
+        for length in dict.fromkeys(lengths):
+            yield next(self.batches(lengths.index(length)))[1]
+
+    def _schedule(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        """The length and the rows, of all processes, of each batch of an epoch."""
+        return epoch_schedule(
             self.split.lengths,
             self.batch_size,
             self.max_seq_length,
             seed=self.seed,
+            epoch=epoch,
             length_buckets=self.length_buckets,
         )
-        lengths = [length for length, _ in schedule]
-        for length in dict.fromkeys(lengths):
-            yield next(self.batches(lengths.index(length)))[1]
 
     def rows_of(self, batch: Batch) -> np.ndarray:
         """Where the batch's real rows stand in the training data."""

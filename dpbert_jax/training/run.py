@@ -39,7 +39,7 @@ from dpbert_jax.policies.dpbert import init_params
 from dpbert_jax.programs import on_host
 from dpbert_jax.run_folder import CHECKPOINTS, TEACHER
 from dpbert_jax.training.arguments import TrainArguments
-from dpbert_jax.training.asking import Asking, asking, teacher_logits
+from dpbert_jax.training.asking import Asking, asker, asking, teacher_logits
 from dpbert_jax.training.best import BestEpoch
 from dpbert_jax.training.checkpoint import Checkpoints, Position
 from dpbert_jax.training.held_out_table import held_out_table
@@ -71,7 +71,7 @@ from dpbert_jax.training.stage_steps import (
 from dpbert_jax.training.step import Sums, TrainState, TrainStep, create_state
 from dpbert_jax.training.task import columns_of
 from dpbert_jax.training.tracker import Tracker, Trackers, make_tracker
-from dpbert_jax.training.transfer import TransferSets, partly_masked
+from dpbert_jax.training.transfer import TransferSets, as_they_are, partly_masked
 
 logger = logging.getLogger(__name__)
 
@@ -124,11 +124,14 @@ class _Run:
 
     def transfer(self, stage: Stage) -> TransferSets:
         """What a stage distils from."""
+        kept, share = self.material.rows.kept, self.args.masked_share
+        if not share:
+            return as_they_are(kept, self.teacher_logits)
         return partly_masked(
-            self.material.rows.kept,
+            kept,
             self.teacher_logits,
-            self.args.masked_share,
-            ask=lambda split: teacher_logits(self.teacher(), split, self.asking),
+            share,
+            ask=asker(self.teacher(), self.asking.in_batches(self.args)),
             tokenizer=self.material.tokenizer,
             seed=stage_seed(stage, self.args.seed),
         )

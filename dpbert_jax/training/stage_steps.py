@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dpbert_jax.config import DPBertConfig
-from dpbert_jax.data import TokenizedSplit, bucket_length
+from dpbert_jax.data import bucket_length
 from dpbert_jax.evaluation.calibration import budget_grid
 from dpbert_jax.evaluation.runner import compute_dtype
 from dpbert_jax.policies.dpbert import DPBert, init_params
@@ -25,7 +25,7 @@ from dpbert_jax.training.stage import (
     stage_seed,
 )
 from dpbert_jax.training.step import TrainStep, own_positions
-from dpbert_jax.training.transfer import TransferSets, partly_masked
+from dpbert_jax.training.transfer import TransferSet, TransferSets
 
 
 def stage_config(material: Material, stage: Stage) -> DPBertConfig:
@@ -95,22 +95,14 @@ def begin_compiling(
     """
     budgets, rows = len(budget_grid(args.min_budget)), material.rows.kept
 
-    def silent(split: TokenizedSplit) -> np.ndarray:
-        """What is said changes no program."""
-        return np.zeros((len(split), material.dense.encoder.num_labels), np.float32)
+    logits = np.zeros((len(rows), material.dense.encoder.num_labels), np.float32)
+    masked = np.zeros(len(rows), bool) if args.masked_share else None
+    silent = TransferSet(rows, logits, masked)  # what is said changes no program
 
     for planned, step in left:
         stage, config = planned.stage, stage_config(material, planned.stage)
-        transfer, thresholds = None, None
-        if stage.needs_teacher:
-            transfer = partly_masked(
-                rows,
-                silent(rows),
-                args.masked_share,
-                ask=silent,
-                tokenizer=material.tokenizer,
-                seed=stage_seed(stage, args.seed),
-            )
+        transfer: TransferSets | None = (lambda epoch: silent) if stage.needs_teacher else None
+        thresholds = None
         if stage.needs_calibration:
             thresholds = (np.zeros(budgets, np.float32), np.zeros(budgets, np.float32))
         state = abstract_state(planned, config, args)

@@ -1,28 +1,56 @@
 """What a stage distils from: texts, and what the dense model says of them."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
-from dpbert_jax.data import TokenizedSplit
+from dpbert_jax.data import Batch, TokenizedSplit
 from dpbert_jax.data.masking import mask_tokens
 
+ASKED_BATCHES = 32  # of whose rows the dense model is asked at once: so long a signal may wait
+MASKS = 1  # a stream of draws beside that of the order of rows
 
-class TransferSet(NamedTuple):
-    """The rows of an epoch, [N]."""
+# What the dense model says of a split, [N, C]; all processes ask for the same rows at once.
+Ask = Callable[[TokenizedSplit], Float[np.ndarray, "N C"]]
 
-    split: TokenizedSplit
-    teacher_logits: Float[np.ndarray, "N C"]
-    labelled: Float[np.ndarray, " N"] | None = None  # 1: learns from its label too; None: all do
+
+class TransferSet:
+    """The rows of an epoch, N of them, and what the dense model says of each."""
+
+    def __init__(
+        self,
+        split: TokenizedSplit,
+        teacher_logits: Float[np.ndarray, "N C"],
+        masked: Bool[np.ndarray, " N"] | None = None,
+        ask: Ask | None = None,
+    ) -> None:
+        self.split = split
+        self._logits, self._masked, self._ask = teacher_logits, masked, ask
+
+    def prepare(self, rows: Iterable[Int[np.ndarray, " B"]]) -> None:
+        """Asks for what is not known yet of the rows of the next batches."""
+        if self._masked is None or self._ask is None:
+            return
+        coming = np.concatenate(list(rows))
+        coming = coming[self._masked[coming]]
+        if len(coming):
+            self._logits[coming] = self._ask(self.split.take(coming))
+
+    def add_to(self, batch: Batch) -> None:
+        """Gives each row `teacher_logits`, and `labelled`, 0 where its label is left out."""
+        # Padding rows (index -1) get some row's; their weight is 0.
+        batch["teacher_logits"] = self._logits[batch["indices"]]
+        if self._masked is not None:
+            batch["labelled"] = (~self._masked[batch["indices"]]).astype(np.float32)
 
 
 TransferSets = Callable[[int], TransferSet]  # by the epoch
 
 
-def fixed(split: TokenizedSplit, teacher_logits: Float[np.ndarray, "N C"]) -> TransferSets:
-    """The rows as they are, in every epoch."""
+def as_they_are(split: TokenizedSplit, teacher_logits: Float[np.ndarray, "N C"]) -> TransferSets:
+    """The same rows in every epoch."""
     rows = TransferSet(split, teacher_logits)
     return lambda epoch: rows
 
@@ -32,25 +60,19 @@ def partly_masked(
     teacher_logits: Float[np.ndarray, "N C"],
     share: float,
     *,
-    ask: Callable[[TokenizedSplit], Float[np.ndarray, "M C"]],
+    ask: Ask,
     tokenizer: Any,
     seed: int,
 ) -> TransferSets:
-    """In each epoch another share of the rows has tokens masked, and learns from no label.
+    """Each row with a chance of `share` with tokens masked, drawn anew for each epoch.
 
-    Args:
-        ask: what the dense model says of a split.
+    Of a masked row the label is left out: it may no longer hold.
     """
-    if not share:
-        return fixed(split, teacher_logits)
 
     def of_epoch(epoch: int) -> TransferSet:
-        draw = np.random.default_rng((seed, epoch))
+        draw = np.random.default_rng((seed, epoch, MASKS))
         masked = draw.random(len(split)) < share
         copies = mask_tokens(split, masked, tokenizer, draw)
-        logits = teacher_logits.copy()
-        if masked.any():
-            logits[masked] = ask(copies.take(np.flatnonzero(masked)))
-        return TransferSet(copies, logits, (~masked).astype(np.float32))
+        return TransferSet(copies, teacher_logits.copy(), masked, ask)
 
     return of_epoch

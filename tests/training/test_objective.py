@@ -102,6 +102,14 @@ def test_a_row_without_label_learns_from_the_teacher_alone(logits):
     np.testing.assert_allclose(found, np.where(labelled, every, divergence), rtol=1e-5)
 
 
+def test_a_stage_learns_nothing_from_the_labels_of_rows_that_have_none(params, batch):
+    stage = partial(stage_loss, final_forward, DPBert(CONFIG), params)
+    moment = Moment(KEY, 0.5, ROWS, threshold_grid(CONFIG))
+    none = {**batch, "labelled": jnp.zeros(ROWS)}
+    other = {**none, "labels": 1 - batch["labels"]}
+    assert stage(none, moment)[0] == stage(other, moment)[0] != stage(batch, moment)[0]
+
+
 def test_several_labels_by_hand(logits):
     """Each label is a choice of two; the loss is their mean."""
     student, teacher = logits

@@ -151,6 +151,23 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert metrics(tmp_path) == metrics(tiny_run)
 
 
+@pytest.mark.slow
+def test_masks_are_those_of_the_step_whatever_was_interrupted(run_flags, tmp_path, monkeypatch):
+    flags = {**run_flags, "masked_share": 0.5}
+    start(tmp_path / "whole", flags)
+
+    def change(stage, done, sums):
+        if (stage, done) == ("final", 2):
+            raise Interrupted
+
+    wrap_steps(monkeypatch, change)
+    with pytest.raises(Interrupted):
+        start(tmp_path / "parts", flags)
+    monkeypatch.undo()
+    start(tmp_path / "parts", flags, resume="always")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
 def test_resuming_a_finished_run_changes_nothing(tiny_run, run_flags, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
