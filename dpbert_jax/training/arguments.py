@@ -127,8 +127,9 @@ class TrainArguments:
     )
     masked_share: float = flag(
         0.0,
-        "Behind stage 1, each row's chance in each epoch to be shown with up to three tenths of its tokens "
-        "masked: it then learns from what the dense model says of that, not from its label.",
+        "Behind stage 1, each row's chance in each epoch to be shown with up to three tenths of "
+        "its tokens masked: it then learns from what the dense model says of that, not from its "
+        "label.",
     )
     adapter_rank: int | None = flag(
         None,
