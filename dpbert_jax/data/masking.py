@@ -1,7 +1,7 @@
 """Texts with some of their tokens masked.
 
-A transfer set for distillation that needs no further text (Tang et al., 1903.12136): a dense model
-is as certain of the rows that it was trained on as their labels are, of masked copies it is not.
+A transfer set for distillation that needs no further text (Tang et al., 1903.12136): new inputs,
+near those that there are, of which a dense model can be asked.
 """
 
 import dataclasses
