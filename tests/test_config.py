@@ -15,11 +15,8 @@ from dpbert_jax.config import (
     DPBertConfig,
     EncoderConfig,
     PlannerConfig,
-    from_hf_dict,
-    read_config,
-    to_hf_dict,
-    write_config,
 )
+from dpbert_jax.config_file import from_hf_dict, read_config, to_hf_dict, write_config
 from dpbert_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "bert_tiny.npz"

@@ -10,7 +10,7 @@ from transformers import BertTokenizer
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
 from dpbert_jax.hub import save_folder
 
-MODULES = ("model", "data.batches", "policies.rule", "policies.gates", "families", "config")
+MODULES = ("model", "data.batches", "policies.rule", "policies.gates", "families", "config_file")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.data import Examples, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import predict

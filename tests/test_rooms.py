@@ -12,6 +12,7 @@ ROOMS = (
     ("run_folder", "run_glue", "export_formats"),
     ("flags", "integrity", "families"),
     ("hosts", "bucket", "config"),
+    ("config_file",),
     ("encoder",),
     ("policies",),
     ("data",),

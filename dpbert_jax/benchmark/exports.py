@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dpbert_jax.config import read_config
+from dpbert_jax.config_file import read_config
 from dpbert_jax.export.torch_folder import save_torch_code
 from dpbert_jax.hub.folders import save_weights
 from dpbert_jax.model import Model

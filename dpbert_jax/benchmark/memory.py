@@ -16,7 +16,7 @@ from pathlib import Path
 
 import onnx
 
-from dpbert_jax.config import read_config
+from dpbert_jax.config_file import read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.onnx_format import ARTIFACT, WEIGHTS
 from dpbert_jax.flags import flag, parse

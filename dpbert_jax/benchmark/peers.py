@@ -21,7 +21,8 @@ import jax
 import numpy as np
 
 from dpbert_jax.benchmark import exports, torch_training
-from dpbert_jax.config import DPBertConfig, EncoderConfig, read_config
+from dpbert_jax.config import DPBertConfig, EncoderConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.encoder.word_table import expanded
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub.folders import save_weights

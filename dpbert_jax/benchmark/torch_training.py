@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dpbert_jax.config import read_config
+from dpbert_jax.config_file import read_config
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 5e-5, 0.01, 1.0
 NUM_STEPS = 10_000  # of the linear schedule: more than any benchmark takes

@@ -21,14 +21,8 @@ import numpy as np
 from dpbert_jax.benchmark import torch_training
 from dpbert_jax.benchmark.environment import make_room, own_cores, versions
 from dpbert_jax.benchmark.peers import Peer, available
-from dpbert_jax.config import (
-    AdapterConfig,
-    Calibration,
-    DPBertConfig,
-    EncoderConfig,
-    PlannerConfig,
-    read_config,
-)
+from dpbert_jax.config import AdapterConfig, Calibration, DPBertConfig, EncoderConfig, PlannerConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.data import TokenizedSplit, batches, load_task, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag, parse

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from dpbert_jax import hosts
-from dpbert_jax.config import write_config
+from dpbert_jax.config_file import write_config
 from dpbert_jax.data import TaskData, tokenize
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.answers import write_answers

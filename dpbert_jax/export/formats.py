@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpbert_jax.config import DPBertConfig, write_config
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config_file import write_config
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import unused_folder

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpbert_jax.config import DPBertConfig, to_hf_dict
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config_file import to_hf_dict
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.hub.folders import save_folder
 from dpbert_jax.hub.keys import NAMES

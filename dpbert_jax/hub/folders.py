@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
 from dpbert_jax.bucket import BucketFolder, is_url
-from dpbert_jax.config import DPBertConfig, EncoderConfig, read_config, write_config
+from dpbert_jax.config import DPBertConfig, EncoderConfig
+from dpbert_jax.config_file import read_config, write_config
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub.keys import (

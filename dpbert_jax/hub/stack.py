@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dpbert_jax.config import read_config, write_config
+from dpbert_jax.config_file import read_config, write_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.flags import flag, parse, unused_folder
 from dpbert_jax.hub.folders import (

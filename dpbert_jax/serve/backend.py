@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dpbert_jax.config import DPBertConfig, read_config
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.data import LENGTH_BUCKETS, TokenizedSplit, batches
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.formats import ExportOptions, load_artifact

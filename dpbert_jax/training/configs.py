@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from dpbert_jax.config import AdapterConfig, DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import AdapterConfig, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.data import TaskData
 from dpbert_jax.errors import UserError
 from dpbert_jax.policies.cost import planner_share

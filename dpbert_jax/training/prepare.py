@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpbert_jax import hosts
-from dpbert_jax.config import DPBertConfig, read_config
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.data import TaskData
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.errors import UserError

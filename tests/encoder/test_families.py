@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dpbert_jax.config import (
-    Calibration,
-    DPBertConfig,
-    PlannerConfig,
-    from_hf_dict,
-    read_config,
-    to_hf_dict,
-)
+from dpbert_jax.config import Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import from_hf_dict, read_config, to_hf_dict
 from dpbert_jax.encoder.attention import FARTHEST, distance_buckets
 from dpbert_jax.encoder.embeddings import positions_of
 from dpbert_jax.errors import UserError

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.encoder.attention import attention_bias
 from dpbert_jax.encoder.modules import Layer
 from dpbert_jax.encoder.operations import dropout, fold_rows

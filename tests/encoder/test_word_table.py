@@ -16,9 +16,8 @@ from dpbert_jax.config import (
     EmbeddingCompression,
     EncoderConfig,
     PlannerConfig,
-    from_hf_dict,
-    to_hf_dict,
 )
+from dpbert_jax.config_file import from_hf_dict, to_hf_dict
 from dpbert_jax.encoder.word_table import expanded, look_up, round_rows, table_bytes
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub import load_params, load_tokenizer, save_folder

@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from dpbert_jax.config import TINY, read_config
+from dpbert_jax.config import TINY
+from dpbert_jax.config_file import read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.answers import answer_rows
 from dpbert_jax.evaluation.arguments import EvalArguments

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from dpbert_jax.config import read_config
+from dpbert_jax.config_file import read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
 from dpbert_jax.evaluation.report import evaluate_run

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from golden_models import FAMILIES, golden
 
-from dpbert_jax.config import AdapterConfig, Calibration, DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import AdapterConfig, Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.export.onnx_planned import planned_onnx
 from dpbert_jax.export.stablehlo import stablehlo_program
 from dpbert_jax.export.torch_folder import save_torch_folder

@@ -10,7 +10,8 @@ import pytest
 from golden_models import FAMILIES, golden
 
 from dpbert_jax.compress.factorise import factorise, quantise
-from dpbert_jax.config import Calibration, DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.export.onnx import dense_onnx
 from dpbert_jax.export.onnx_graph import MICROSOFT
 from dpbert_jax.export.onnx_planned import planned_onnx

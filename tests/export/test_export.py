@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 from transformers import AutoTokenizer
 
-from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import TINY, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.export import command as cli
 from dpbert_jax.export import onnx_format

@@ -9,7 +9,8 @@ import pytest
 from golden_models import FAMILIES, golden
 from transformers import BertTokenizer
 
-from dpbert_jax.config import Calibration, DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.export.onnx import dense_onnx
 from dpbert_jax.export.onnx_planned import planned_onnx
 from dpbert_jax.export.stablehlo import stablehlo_program

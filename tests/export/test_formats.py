@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from dpbert_jax import export_formats
-from dpbert_jax.config import read_config
+from dpbert_jax.config_file import read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.export.arguments import ExportArguments
 from dpbert_jax.export.command import export

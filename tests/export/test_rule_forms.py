@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig, to_hf_dict
+from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import to_hf_dict
 from dpbert_jax.export.onnx_graph import Graph
 from dpbert_jax.export.onnx_rule import write_rule
 from dpbert_jax.export.torch_folder import REMOTE

@@ -13,7 +13,8 @@ from safetensors.flax import save_file as save_jax
 from safetensors.numpy import load_file, save_file
 from transformers import BertTokenizer
 
-from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig, write_config
+from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import write_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub import load_params, load_run, load_tokenizer, resolve_folder, save_folder
 from dpbert_jax.hub.keys import canonical_hf_key, key_table

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dpbert_jax.config import DPBertConfig, read_config
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub import load_params
 from dpbert_jax.hub.keys import by_prefix

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpbert_jax.config import DPBertConfig, PlannerConfig, read_config
+from dpbert_jax.config import DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub import load_params, load_tokenizer, packaged, resolve_folder
 from dpbert_jax.policies.dpbert import DPBert

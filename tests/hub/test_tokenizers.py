@@ -7,7 +7,8 @@ from fnmatch import fnmatch
 
 import pytest
 
-from dpbert_jax.config import DPBertConfig, read_config, write_config
+from dpbert_jax.config import DPBertConfig
+from dpbert_jax.config_file import read_config, write_config
 from dpbert_jax.errors import UserError
 from dpbert_jax.hub import load_run, load_tokenizer, resolve_folder, save_folder
 from dpbert_jax.training.arguments import TrainArguments

@@ -6,14 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dpbert_jax.config import (
-    TINY,
-    Calibration,
-    DPBertConfig,
-    PlannerConfig,
-    from_hf_dict,
-    to_hf_dict,
-)
+from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
+from dpbert_jax.config_file import from_hf_dict, to_hf_dict
 from dpbert_jax.data import TokenizedSplit
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.token_dial import Knot, asking, dial_of, measured_dial

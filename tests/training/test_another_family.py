@@ -9,7 +9,8 @@ import pytest
 from transformers import MPNetTokenizer
 
 from dpbert_jax import Model
-from dpbert_jax.config import TINY, DPBertConfig, read_config
+from dpbert_jax.config import TINY, DPBertConfig
+from dpbert_jax.config_file import read_config
 from dpbert_jax.hub import load_params, save_folder
 from dpbert_jax.policies.dpbert import init_params
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpbert_jax.config import read_config, write_config
+from dpbert_jax.config_file import read_config, write_config
 from dpbert_jax.data import Columns
 from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.arguments import EvalArguments
