@@ -6,6 +6,7 @@ import numpy as np
 
 from dpbert_jax.evaluation.evaluate import Predictions
 from dpbert_jax.inference import resolve_rule
+from dpbert_jax.study.answered import Answered
 from dpbert_jax.study.controls import (
     PlansByLength,
     best_mix,
@@ -41,8 +42,7 @@ def plan_controls(
 ) -> list[Point]:
     """Plans of no planner, on the same weights at the same mean depth, as budgets count it."""
     run, rows = scorer.run, len(scorer.split)
-    execute = run.model.executor("packed")
-    rule = resolve_rule(run.model.config, 1.0)
+    answered = Answered(scorer, planned.values())
     table = held_out_losses(run) if args.wanted("mix") or args.wanted("length") else None
     points = []
     for budget, made in planned.items():
@@ -67,9 +67,6 @@ def plan_controls(
                 run.model.config, scorer.split.lengths, g, seed
             )
         for variant, make in makers.items():
-            draws = (
-                run_split(run, scorer.split, execute, rule, make(args.seed + draw))
-                for draw in range(args.draws)
-            )
+            draws = (answered.under(make(args.seed + draw)) for draw in range(args.draws))
             points.append(scorer.point(variant, budget, draws))
     return points

@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import platform
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,6 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
         trained = trained_controls(args, scorer, planned)
         if args.repeats:
             time_points(args, scorer, [*learned, *trained])
-        points = [variant.point for variant in learned]
-        points += plan_controls(args, scorer, planned)
-        points += [variant.point for variant in trained]
-        points += bank_points(args, scorer, planned)
-        points += token_points(args, scorer)
         dense_metrics = scorer.metrics(scorer.dense.logits)
         report["splits"][name] = {
             "examples": len(split),
@@ -103,7 +99,19 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
                 for budget, made in planned.items()
             },
         }
-        report["points"] += [{"split": name, **point} for point in points]
+        of_run, of_models = ([variant.point for variant in group] for group in (learned, trained))
+        points: list[Point] = []
+        for more in (
+            lambda made=of_run: made,
+            partial(plan_controls, args, scorer, planned),
+            lambda made=of_models: made,
+            partial(bank_points, args, scorer, planned),
+            partial(token_points, args, scorer),
+        ):
+            found = more()
+            points += found
+            report["points"] += [{"split": name, **point} for point in found]
+            _write(folder, report)  # what is measured is kept, whatever comes of the rest
         suffix = "" if len(run.task.spec.validation_splits) == 1 else f"_{name}"
         title = (
             f"{run.task.spec.name} {name} ({len(split)} inputs), one checkpoint, "
@@ -123,7 +131,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
             f"the dense model's {'error' if run.task.spec.is_regression else 'uncertainty'}",
             title,
         )
-    _write(folder, report)
+    logger.info("sweep.csv, sweep.json and the plots are in %s.", folder)
     _print_table(report)
     return report
 
@@ -135,7 +143,6 @@ def _write(folder: Path, report: dict[str, Any]) -> None:
         writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(report["points"])
-    logger.info("sweep.csv, sweep.json and the plots are in %s.", folder)
 
 
 def _print_table(report: dict[str, Any]) -> None:
