@@ -12,17 +12,16 @@ from dpbert_jax.config import DPBertConfig
 BUDGETS = 13  # of the trained range, evenly spaced
 
 
-def expected_loss(
+def plan_shares(
     gate_logits: Float[Array, "N P"],
     plans: Float[Array, "K P"],
-    losses: Float[Array, "N K"],
     row_weights: Float[Array, " N"],
     share: Float[Array, ""],
     temperature: float | Array = 1.0,
-) -> Float[Array, ""]:
-    """Mean loss of plans drawn by the gates, at the threshold where they run `share` of them.
+) -> Float[Array, "N K"]:
+    """How likely each row's plans are, at the threshold where gates run `share` of them.
 
-    The share is a mean over rows, weighted as the budget counts them; the loss is the plain mean.
+    The share is a mean over rows, weighted as the budget counts them.
 
     P(plan) is proportional to exp(sum of its gates' (logit - threshold) / temperature): over all
     2^P plans, independent gates; over a bank, those conditioned on falling into it.
@@ -49,7 +48,20 @@ def expected_loss(
     # One Newton step from the solution does not move it, and carries its derivative.
     slope = jax.lax.stop_gradient(jax.grad(mean_share)(solved))
     threshold = solved - (mean_share(solved) - share) / jnp.minimum(slope, -1e-6)
-    return (weights(threshold) * losses).sum(axis=1).mean()
+    return weights(threshold)
+
+
+def expected_loss(
+    gate_logits: Float[Array, "N P"],
+    plans: Float[Array, "K P"],
+    losses: Float[Array, "N K"],
+    row_weights: Float[Array, " N"],
+    share: Float[Array, ""],
+    temperature: float | Array = 1.0,
+) -> Float[Array, ""]:
+    """Mean loss of plans drawn by the gates (`plan_shares`): the plain mean over rows."""
+    shares = plan_shares(gate_logits, plans, row_weights, share, temperature)
+    return (shares * losses).sum(axis=1).mean()
 
 
 @partial(jax.jit, static_argnums=0)
@@ -62,10 +74,29 @@ def mean_loss(
     temperature: float | Array,
 ) -> Float[Array, ""]:
     """The expected loss, mean over the trained range of budgets."""
+    table = (gate_logits, plans, losses, row_weights)
+    at = _shares_of_gates(config)
+    return jax.vmap(lambda share: expected_loss(*table, share, temperature))(at).mean()
+
+
+@partial(jax.jit, static_argnums=0)
+def mean_plan_shares(
+    config: DPBertConfig,
+    plans: Float[Array, "K P"],
+    gate_logits: Float[Array, "N P"],
+    row_weights: Float[Array, " N"],
+    temperature: float | Array,
+) -> Float[Array, "N K"]:
+    """How often each row has each plan, mean over the trained range of budgets."""
+    table = (gate_logits, plans, row_weights)
+    at = _shares_of_gates(config)
+    return jax.vmap(lambda share: plan_shares(*table, share, temperature))(at).mean(axis=0)
+
+
+def _shares_of_gates(config: DPBertConfig) -> Float[Array, " budgets"]:
+    """What the trained range of budgets pays for, kept off the ends."""
     assert config.planner is not None
     budgets = jnp.linspace(config.planner.min_budget, config.planner.max_budget, BUDGETS)
     lowest = config.min_gates / config.num_gates + 0.02
     paid = budgets * config.encoder.num_hidden_layers - config.stem_layers
-    shares = jnp.clip(paid / config.num_gates, lowest, 0.98)
-    table = (gate_logits, plans, losses, row_weights)
-    return jax.vmap(lambda share: expected_loss(*table, share, temperature))(shares).mean()
+    return jnp.clip(paid / config.num_gates, lowest, 0.98)

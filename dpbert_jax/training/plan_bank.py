@@ -48,14 +48,22 @@ def best_of_each_depth(
 def best_chain(
     config: DPBertConfig, plans: Float[np.ndarray, "K P"], mean_losses: Float[np.ndarray, " K"]
 ) -> np.ndarray:
-    """Numbers of the plans, from the least to all layers and each a layer deeper, that serve best.
+    """The chain that serves best if all rows have every depth alike.
 
     A depth weighs what it gets over the trained budgets, when each is met by the two depths next
-    to it. The best is exact: a shortest path, since the loss of a chain is the sum of its plans'.
+    to it.
     """
-    weights = _depth_weights(config)
-    depth = plans.sum(axis=1).astype(int)
-    left = weights[depth] * mean_losses  # of the rest of the chain, from this plan on
+    return cheapest_chain(config, plans, _depth_weights(config)[_depth(plans)] * mean_losses)
+
+
+def cheapest_chain(
+    config: DPBertConfig, plans: Float[np.ndarray, "K P"], lost: Float[np.ndarray, " K"]
+) -> np.ndarray:
+    """Numbers of the plans, from the least to all layers and each a layer deeper, that lose least.
+
+    The best is exact: a shortest path, since the loss of a chain is the sum of its plans'.
+    """
+    depth, left = _depth(plans), lost.copy()  # of the rest of the chain, from this plan on
     following = np.full(len(plans), -1)
     for at in np.argsort(-depth, kind="stable"):
         if depth[at] < config.num_gates:
@@ -68,6 +76,10 @@ def best_chain(
         chain.append(int(following[chain[-1]]))
     assert depth[chain[-1]] == config.num_gates, "a bank holds a chain"
     return np.array(chain)
+
+
+def _depth(plans: Float[np.ndarray, "K P"]) -> np.ndarray:
+    return plans.sum(axis=1).astype(int)
 
 
 def _depth_weights(config: DPBertConfig) -> Float[np.ndarray, " depths"]:

@@ -25,8 +25,8 @@ from dpbert_jax.config import DPBertConfig
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.policies.cost import row_weights
 from dpbert_jax.policies.planner import LENGTH, bounded, judge
-from dpbert_jax.training.expected_loss import mean_loss
-from dpbert_jax.training.plan_bank import EXHAUSTIVE_GATES, best_chain
+from dpbert_jax.training.expected_loss import mean_loss, mean_plan_shares
+from dpbert_jax.training.plan_bank import EXHAUSTIVE_GATES, UNUSED, best_chain, cheapest_chain
 from dpbert_jax.training.plan_table import PlanTable
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,15 @@ TEMPERATURE = 0.3  # near the hard rule of inference; at 1, leaking gates hide w
 CHAIN_SPACE = 2.0  # logits between a layer and the next, at first
 DESCENT_STEPS, DESCENT_LEARNING_RATE = 200, 5e-2
 FOLDS = 5
-STRIDES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # logits, for a row one standard deviation off the mean
+STRIDES = (
+    0.0,
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+)  # logits, for a row one standard deviation off the mean
 NEARLY_HARD = 0.03  # strides are judged as inference will have it: short ones tell rows apart, too
 STIR = 1e-3  # logits: among rows that are alike otherwise something must say who goes deeper
 # What is read of a row: its length, and the principal components of all that a planner may read.
@@ -60,6 +68,14 @@ class _Rows(NamedTuple):
         return mean_loss(config, plans, gate_logits, *table, temperature)
 
 
+class _Choice(NamedTuple):
+    """What of a row is read, how far it is followed, and what rows left out lost by that."""
+
+    reads: slice = OF_LENGTH
+    strides: tuple[float, float] = (0.0, 0.0)  # for depth and for layers
+    losses: tuple[float, ...] = ()  # by the length alone, by all, blind to the input
+
+
 def refit_planner(
     config: DPBertConfig, table: PlanTable, losses: Float[np.ndarray, "N K"], seed: int
 ) -> Params:
@@ -67,29 +83,72 @@ def refit_planner(
 
     First logits that do not look at the input: a chain of plans, each a layer deeper. Then a step
     that does, in two parts with strides of their own: how deep a row should go (all gates alike),
-    and which layers it should run (what each gate wants beyond that). Last, how far apart the
-    layers belong now that rows are told apart.
+    and which layers it should run (what each gate wants beyond that); and how far apart the layers
+    belong now that rows are told apart. Rows now have depths of their own, and small plans are
+    those of long texts, say: so the chain is chosen anew, for the rows that have each depth, and
+    the step is taken anew from there.
 
     The step is tried by the length alone and by all that a planner reads, and the one taken that
     serves rows better that are left out; after one by the length content says which of the rows of
     about one length go first, no more (docs/experiments.md has what this is worth).
     """
-    plans = jnp.asarray(table.plans)
     basis, mean = _whitening(table.features), table.features.mean(axis=0)
     read = (table.features - mean) @ basis
     rows = _Rows(read, losses, np.asarray(row_weights(config, table.lengths)))
     chain = _blind_chain(config, table.plans, losses.mean(axis=0))
-
-    reads, strides = OF_LENGTH, (0.0, 0.0)
-    if len(read) >= FOLDS:
-        # Who chooses layers leaves the bank, and what a plan outside it is worth is not known.
-        layers = STRIDES if config.num_gates <= EXHAUSTIVE_GATES else (0.0,)
-        reads, strides = _cross_validated(config, plans, chain, rows, layers, seed)
-    step = _steepest(config, plans, chain, rows, reads)
-    planner = _stepped(config, chain, step, *strides)
-    planner = _chain_descended(config, plans, planner, rows)
+    planner, choice = _told_apart(config, table.plans, chain, rows, seed)
+    chain = _served_chain(config, table.plans, planner, rows)
+    if (chain.argsort() != planner["output"]["bias"].argsort()).any():
+        planner, choice = _told_apart(config, table.plans, chain, rows, seed)
+    _report(choice)
     kernel = basis @ planner["input"]["kernel"]
     return {**planner, "input": {"kernel": kernel, "bias": -mean @ kernel}}
+
+
+def _told_apart(
+    config: DPBertConfig,
+    plans: Float[np.ndarray, "K P"],
+    chain: Float[np.ndarray, " P"],
+    rows: _Rows,
+    seed: int,
+) -> tuple[Params, _Choice]:
+    """A planner that tells rows apart by a step from a chain, and how the step was chosen."""
+    every, choice = jnp.asarray(plans), _Choice()
+    if len(rows.read) >= FOLDS:
+        # Who chooses layers leaves the bank, and what a plan outside it is worth is not known.
+        layers = STRIDES if config.num_gates <= EXHAUSTIVE_GATES else (0.0,)
+        choice = _cross_validated(config, every, chain, rows, layers, seed)
+    step = _steepest(config, every, chain, rows, choice.reads)
+    planner = _stepped(config, chain, step, *choice.strides)
+    return _chain_descended(config, every, planner, rows), choice
+
+
+def _served_chain(
+    config: DPBertConfig, plans: Float[np.ndarray, "K P"], planner: Params, rows: _Rows
+) -> Float[np.ndarray, " P"]:
+    """The logits of the best chain for the depths that this planner gives to each row."""
+    logits = judge(config, planner, jnp.asarray(rows.read))
+    about = (jnp.asarray(plans), logits, jnp.asarray(rows.weights))
+    shares = np.asarray(mean_plan_shares(config, *about, NEARLY_HARD))
+    depth = plans.sum(axis=1).astype(int)
+    has = shares @ (depth[:, None] == np.arange(config.num_gates + 1))  # [N, depths]
+    lost = ((has[:, depth] + UNUSED) * rows.losses).mean(axis=0)
+    # Layers exchange their places; how far apart the places are is settled behind it.
+    rank = plans[cheapest_chain(config, plans, lost)].sum(axis=0).argsort(kind="stable").argsort()
+    moved = np.sort(planner["output"]["bias"])[rank]
+    planner = {**planner, "output": {**planner["output"], "bias": moved}}
+    return _chain_descended(config, jnp.asarray(plans), planner, rows)["output"]["bias"]
+
+
+def _report(choice: _Choice) -> None:
+    if not choice.losses:
+        return
+    read = "the length alone" if choice.reads == OF_LENGTH else "all"
+    logger.info(
+        "Planner refitted: reads %s. Loss on rows left out %.4f by the length alone, %.4f by all, "
+        "%.4f blind to the input (strides: depth %g, layers %g).",
+        *(read if any(choice.strides) else "nothing", *choice.losses, *choice.strides),
+    )
 
 
 def _blind_chain(
@@ -152,7 +211,7 @@ def _cross_validated(
     rows: _Rows,
     layer_strides: tuple[float, ...],
     seed: int,
-) -> tuple[slice, tuple[float, float]]:
+) -> _Choice:
     """What to read, and the strides for depth and for layers, that serve left out rows best."""
     fold = np.random.default_rng(seed).permutation(len(rows.read)) % FOLDS
     tried = list(product(STRIDES, layer_strides))
@@ -167,14 +226,7 @@ def _cross_validated(
             found[number, at] += len(left_out.read) / len(rows.read) * float(loss)
     of_length, of_all = found.min(axis=1)
     reads, best = (OF_ALL, found[1]) if of_all < of_length else (OF_LENGTH, found[0])
-    strides = tried[best.argmin()]
-    read = "the length alone" if reads == OF_LENGTH else "all"
-    logger.info(
-        "Planner refitted: reads %s. Loss on rows left out %.4f by the length alone, %.4f by all, "
-        "%.4f blind to the input (strides: depth %g, layers %g).",
-        *(read if any(strides) else "nothing", of_length, of_all, found[0, 0], *strides),
-    )
-    return reads, strides
+    return _Choice(reads, tried[best.argmin()], (of_length, of_all, found[0, 0]))
 
 
 def _steepest(

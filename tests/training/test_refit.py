@@ -84,6 +84,25 @@ def test_layers_go_to_short_rows_where_flops_are_counted(hard_and_easy, unit):
     assert lead > 1.0 if unit == "flops" else abs(lead) < 0.3
 
 
+def test_layers_come_in_the_order_that_serves_the_rows_of_each_depth(hard_and_easy):
+    """Short rows have all layers; so what comes first is what the long ones need, not the mean."""
+    long, table, _ = hard_and_easy
+    flops = PlannerConfig(cost_unit="flops")
+    deep = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=10), flops)
+    forth = np.tril(np.ones((10, 9), np.float32), -1)  # chains: first to last layer, or back
+    plans = np.unique(np.concatenate([forth, forth[:, ::-1]]), axis=0)
+    short_saved, long_saved = np.repeat([2.0, 0.5], [3, 6]), np.repeat([0.1, 0.5], [6, 3])
+    saved = np.where(long[:, None] > 0, plans @ long_saved, plans @ short_saved)
+    losses = (10 - saved).astype(np.float32)
+    assert plans[best_chain(deep, plans, losses.mean(axis=0))[1], 0] == 1
+    lengths = np.where(long > 0, 60, 10)
+    table = PlanTable(plans, np.zeros((400, len(plans), 2)), table.features, lengths)
+    planner = refit_planner(deep, table, losses, seed=0)
+    logits = np.asarray(judge(deep, planner, jnp.asarray(table.features)))
+    assert (np.diff(logits, axis=1) >= 0).all(), "the last layer comes first"
+    assert logits[long == 0].min() > logits[long > 0].mean()
+
+
 def test_features_that_say_nothing_are_left_aside(hard_and_easy):
     _, table, losses = hard_and_easy
     noise = np.random.default_rng(5).standard_normal(table.features.shape).astype(np.float32)
@@ -126,7 +145,7 @@ def test_a_single_row_tells_nothing_of_others(hard_and_easy):
     assert np.isfinite(found).all() and not np.ptp(found, axis=0).any()
 
 
-def test_with_nine_planned_layers_every_row_follows_the_best_chain_of_the_bank():
+def test_with_nine_planned_layers_every_row_follows_one_chain_of_the_bank():
     """Its plans are the ones whose worth is known; how far a row goes is told by its features."""
     deep = DPBertConfig(dataclasses.replace(TINY, num_hidden_layers=10), PlannerConfig())
     plans, random = drawn_plans(deep, np.zeros(9), seed=0), np.random.default_rng(0)
@@ -136,9 +155,11 @@ def test_with_nine_planned_layers_every_row_follows_the_best_chain_of_the_bank()
     table = PlanTable(plans, np.zeros((200, len(plans), 2)), features, np.full(200, 16))
     planner = refit_planner(deep, table, losses, seed=0)
     logits = np.asarray(judge(deep, planner, jnp.asarray(features)))
-    chain = plans[best_chain(deep, plans, losses.mean(axis=0))]
-    for runs in chain[1:-1] > 0:
-        assert (logits[:, runs].min(axis=1) >= logits[:, ~runs].max(axis=1)).all()
+    order = np.argsort(-logits.mean(axis=0))
+    assert (np.diff(logits[:, order], axis=1) <= 0).all()
+    bank = {tuple(plan) for plan in plans.astype(int)}
+    for depth in range(deep.min_gates, 10):
+        assert tuple(int(layer in order[:depth]) for layer in range(9)) in bank
     assert np.corrcoef(logits.mean(axis=1), features[:, 0])[0, 1] > 0.8
 
 
