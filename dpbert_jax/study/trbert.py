@@ -123,7 +123,8 @@ def trbert_loss(
             count = (jax.nn.sigmoid(said) * left).sum(axis=1)
             return jnp.where(copies, most_important(scores, count, left), drawn)
 
-        logits, masks, said = answer_with(config, dtype, params, states, mask, choose, dropout_keys)
+        about = (choose, dropout_keys, gates)
+        logits, masks, said = answer_with(config, dtype, params, states, mask, *about)
         before = [mask, *masks[:-1]]
         each = [selection_losses(*about) for about in zip(said, before, masks, strict=True)]
         stayed = [left.sum(axis=1) / mask.sum(axis=1) for left in masks]
@@ -138,6 +139,9 @@ def trbert_loss(
 
     rewards = jax.lax.stop_gradient(-losses(None) - alpha * stayed)
     advantage = rewards - rewards.mean(axis=0, keepdims=True)
+    # What the expert keeps may be next to impossible for the selectors: to push it further off has
+    # no bottom, and they end at certainties. A copy is followed where it is good.
+    advantage = jnp.where(copies[:, None], jnp.maximum(advantage, 0), advantage)
     each = (advantage * likelihoods).mean(axis=0)
     if phase == BOTH:
         # The last draw never copies the expert; one backward pass is most of a step, four are not

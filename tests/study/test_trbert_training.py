@@ -92,6 +92,35 @@ def test_selectors_learn_from_rewards_and_the_backbone_from_the_teacher(
     assert 1 <= float(sums["layers"]) / 6 <= 4
 
 
+def test_under_a_planner_tokens_are_drawn_and_the_backbone_learns_on_its_plans(
+    random_batch, random_params
+):
+    batch = {**labelled(random_batch(3)), "positions": jnp.arange(1, 4)}  # none of the full path
+    params = {**random_params(PLANNED), **initial_selectors(PLANNED, 0)}
+    params["planner"]["output"]["bias"] = jnp.array([0.0, 5.0, 0.0])  # layer 2 comes first
+    grid = np.array([0.4, 1.0], np.float32), np.full(2, 4.0, np.float32)  # for one layer of three
+    moment = Moment(jax.random.key(0), jnp.float32(1), jnp.float32(3), grid)
+    loss = partial(trbert_loss, 0.5, BOTH, PLANNED, jnp.float32)
+    gradients, sums = jax.grad(loss, has_aux=True)(params, batch, moment)
+    moved = {name for name, part in gradients.items() if any(map(np.any, jax.tree.leaves(part)))}
+    assert {f"layer_{i}" for i in range(4)} & moved == {"layer_2"}
+    assert float(sums["layers"]) / 3 <= 2
+
+
+def test_no_copy_of_the_expert_is_pushed_away_from(random_batch, random_params):
+    """Selectors that are next to certain, and mostly not of the expert's tokens.
+
+    What they draw themselves tells them nothing then, and a bad copy would without a bound.
+    """
+    batch = labelled(random_batch(6))
+    params = {**random_params(PLAIN), **initial_selectors(PLAIN, 0)}
+    for name in ("selector_0", "selector_1"):
+        narrow = params[name]["narrow"]
+        params[name]["narrow"] = {"kernel": 1e5 * narrow["kernel"], "bias": 0 * narrow["bias"]}
+    moment = Moment(jax.random.key(0), jnp.float32(0), jnp.float32(6))
+    assert float(trbert_loss(0.0, SELECTORS, PLAIN, jnp.float32, params, batch, moment)[0]) > 0.1
+
+
 def test_a_larger_alpha_means_fewer_tokens_and_they_are_dropped(random_batch, random_params):
     batch = random_batch(8)
     rows = labelled(batch)
