@@ -8,7 +8,6 @@ import logging
 
 import numpy as np
 
-from dpbert_jax.errors import UserError
 from dpbert_jax.evaluation.evaluate import Predictions
 from dpbert_jax.study.controls import exact_mix
 from dpbert_jax.study.scorer import Point, Scorer
@@ -25,17 +24,9 @@ def bank_points(
     """At the planned points' cost, a mix of the two static models next to it.
 
     The dense model is that of all layers.
-
-    Raises:
-        UserError: the bank was asked for by name, but the run has no static model.
     """
     folders = static_folders(scorer.run.folder)
     if not args.wanted(BANK) or not folders:
-        if args.wanted(BANK) and args.controls != ["all"]:
-            raise UserError(
-                f"--controls {BANK}: {scorer.run.folder} has no static models; train some with "
-                f"`dpbert baselines {scorer.run.folder} --methods static --layers ...`."
-            )
         return []
     layers = scorer.run.model.config.encoder.num_hidden_layers
     models = {layers: scorer.dense}

@@ -31,7 +31,7 @@ from dpbert_jax.study.scorer import Point, open_scorer
 from dpbert_jax.study.sweep_arguments import SweepArguments
 from dpbert_jax.study.timing import time_points
 from dpbert_jax.study.token_controls import token_points
-from dpbert_jax.study.trained_points import trained_controls
+from dpbert_jax.study.trained_points import check_trained, trained_controls
 
 logger = logging.getLogger(__name__)
 COLUMNS = (
@@ -62,6 +62,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--output_dir {folder} cannot be written: {error.strerror}.") from error
     run = open_run(args.model_name_or_path)
+    check_trained(args, run.folder)
     config = run.model.config
     for budget in args.shares():
         check_budget(config, budget)

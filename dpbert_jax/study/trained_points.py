@@ -22,7 +22,7 @@ from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.controls import exact_mix
 from dpbert_jax.study.early_exit import entropy_exits, exit_logits, load_exits, patience_exits
 from dpbert_jax.study.scorer import Scorer, Variant, run_split
-from dpbert_jax.study.sweep_arguments import TRAINED, SweepArguments
+from dpbert_jax.study.sweep_arguments import BANK, TRAINED, SweepArguments
 from dpbert_jax.study.trbert import ALONE, PLANNED
 
 logger = logging.getLogger(__name__)
@@ -43,11 +43,6 @@ def trained_controls(
             continue
         found = sorted(folder.glob(f"{control}*"))
         if not found:
-            if args.controls != ["all"]:
-                raise UserError(
-                    f"--controls {control}: {folder} has none; train it with "
-                    f"`dpbert baselines {run.folder} --methods {control}`."
-                )
             logger.info("%s is left out: not trained for this run.", control)
         for path in found:
             if control == "static":
@@ -59,6 +54,23 @@ def trained_controls(
             else:
                 points += _exit_points(scorer, control, path, planned)
     return points
+
+
+def check_trained(args: SweepArguments, folder: Path) -> None:
+    """Refuses controls that were asked for by name but never trained for a run, in its folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    for control in (*TRAINED, BANK):
+        if control not in args.controls:
+            continue
+        method = "static" if control == BANK else control
+        if not any((folder / BASELINES).glob(f"{method}*")):
+            raise UserError(
+                f"--controls {control}: {folder} has no {method} models; train some with "
+                f"`dpbert baselines {folder} --methods {method}`."
+            )
 
 
 def run_static(scorer: Scorer, folder: Path) -> tuple[Model, Predictions]:
