@@ -123,8 +123,8 @@ def trbert_loss(
             count = (jax.nn.sigmoid(said) * left).sum(axis=1)
             return jnp.where(copies, most_important(scores, count, left), drawn)
 
-        about = (choose, dropout_keys, gates)
-        logits, masks, said = answer_with(config, dtype, params, states, mask, *about)
+        way = (choose, dropout_keys, gates)
+        logits, masks, said = answer_with(config, dtype, params, states, mask, *way)
         before = [mask, *masks[:-1]]
         each = [selection_losses(*about) for about in zip(said, before, masks, strict=True)]
         stayed = [left.sum(axis=1) / mask.sum(axis=1) for left in masks]

@@ -53,7 +53,7 @@ def best_chain(
     A depth weighs what it gets over the trained budgets, when each is met by the two depths next
     to it.
     """
-    return cheapest_chain(config, plans, _depth_weights(config)[_depth(plans)] * mean_losses)
+    return cheapest_chain(config, plans, _depth_weights(config)[depth_of(plans)] * mean_losses)
 
 
 def cheapest_chain(
@@ -63,7 +63,7 @@ def cheapest_chain(
 
     The best is exact: a shortest path, since the loss of a chain is the sum of its plans'.
     """
-    depth, left = _depth(plans), lost.copy()  # of the rest of the chain, from this plan on
+    depth, left = depth_of(plans), lost.copy()  # of the rest of the chain, from this plan on
     following = np.full(len(plans), -1)
     for at in np.argsort(-depth, kind="stable"):
         if depth[at] < config.num_gates:
@@ -78,7 +78,8 @@ def cheapest_chain(
     return np.array(chain)
 
 
-def _depth(plans: Float[np.ndarray, "K P"]) -> np.ndarray:
+def depth_of(plans: Float[np.ndarray, "K P"]) -> np.ndarray:
+    """How many planned layers each plan runs; int [K]."""
     return plans.sum(axis=1).astype(int)
 
 

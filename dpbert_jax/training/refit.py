@@ -26,7 +26,13 @@ from dpbert_jax.encoder.operations import Params
 from dpbert_jax.policies.cost import row_weights
 from dpbert_jax.policies.planner import LENGTH, bounded, judge
 from dpbert_jax.training.expected_loss import mean_loss, mean_plan_shares
-from dpbert_jax.training.plan_bank import EXHAUSTIVE_GATES, UNUSED, best_chain, cheapest_chain
+from dpbert_jax.training.plan_bank import (
+    EXHAUSTIVE_GATES,
+    UNUSED,
+    best_chain,
+    cheapest_chain,
+    depth_of,
+)
 from dpbert_jax.training.plan_table import PlanTable
 
 logger = logging.getLogger(__name__)
@@ -36,15 +42,8 @@ TEMPERATURE = 0.3  # near the hard rule of inference; at 1, leaking gates hide w
 CHAIN_SPACE = 2.0  # logits between a layer and the next, at first
 DESCENT_STEPS, DESCENT_LEARNING_RATE = 200, 5e-2
 FOLDS = 5
-STRIDES = (
-    0.0,
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-)  # logits, for a row one standard deviation off the mean
+# In logits, for a row one standard deviation off the mean.
+STRIDES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 NEARLY_HARD = 0.03  # strides are judged as inference will have it: short ones tell rows apart, too
 STIR = 1e-3  # logits: among rows that are alike otherwise something must say who goes deeper
 # What is read of a row: its length, and the principal components of all that a planner may read.
@@ -130,7 +129,7 @@ def _served_chain(
     logits = judge(config, planner, jnp.asarray(rows.read))
     about = (jnp.asarray(plans), logits, jnp.asarray(rows.weights))
     shares = np.asarray(mean_plan_shares(config, *about, NEARLY_HARD))
-    depth = plans.sum(axis=1).astype(int)
+    depth = depth_of(plans)
     has = shares @ (depth[:, None] == np.arange(config.num_gates + 1))  # [N, depths]
     lost = ((has[:, depth] + UNUSED) * rows.losses).mean(axis=0)
     # Layers exchange their places; how far apart the places are is settled behind it.
