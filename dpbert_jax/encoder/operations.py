@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 Params = dict[str, Any]
 DropoutKeys = Key[Array, " B"] | None
@@ -43,7 +43,7 @@ def dropout(x: Array, rate: float, keys: DropoutKeys, site: int) -> Array:
     return jnp.where(keep, x * (256 / (256 - threshold)), 0)
 
 
-def fold_rows(keys: Any, data: int) -> Any:
+def fold_rows(keys: Any, data: int | Int[Array, ""]) -> Any:
     """Derives a new key for every row [B]; None, which means evaluation, stays None."""
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
 

@@ -110,7 +110,7 @@ def trbert_loss(
         lambda: jnp.zeros(mask.shape),
     )
 
-    def draw(copies: Array, number: int) -> tuple[Array, Array, Array]:
+    def draw(learning: Params, number: Array, copies: Array) -> tuple[Array, Array, Array]:
         """A draw's logits, the log likelihood's loss, and the share of tokens that stayed."""
         own = fold_rows(row_keys, 1000 + number)
 
@@ -124,15 +124,22 @@ def trbert_loss(
             return jnp.where(copies, most_important(scores, count, left), drawn)
 
         way = (choose, dropout_keys, gates)
-        logits, masks, said = answer_with(config, dtype, params, states, mask, *way)
+        logits, masks, said = answer_with(config, dtype, learning, states, mask, *way)
         before = [mask, *masks[:-1]]
         each = [selection_losses(*about) for about in zip(said, before, masks, strict=True)]
         stayed = [left.sum(axis=1) / mask.sum(axis=1) for left in masks]
         return logits, sum(each[1:], each[0]), sum(stayed[1:], stayed[0]) / len(stayed)
 
-    copies = (jnp.arange(DRAWS) == 0) & (moment.progress < 0.5)
-    draws = [draw(copies[number], number) for number in range(DRAWS)]
-    logits, likelihoods, stayed = (jnp.stack(part) for part in zip(*draws, strict=True))
+    numbers = jnp.arange(DRAWS)
+    copies = (numbers == 0) & (moment.progress < 0.5)
+    selectors = {name: params[name] for name in params if name.startswith("selector_")}
+    # Of all draws but the last, which never copies the expert, the selectors alone learn: one
+    # backward pass is most of a step, four are not worth their time. So these are one program.
+    others = jax.vmap(partial(draw, {**fixed[0], **selectors}))(numbers[:-1], copies[:-1])
+    last = draw(params, numbers[-1], copies[-1])
+    logits, likelihoods, stayed = (
+        jnp.concatenate([each, own[None]]) for each, own in zip(others, last, strict=True)
+    )
 
     def losses(teacher: Array | None) -> Float[Array, "K B"]:
         return jax.vmap(lambda said: row_losses(said, batch["labels"], teacher, problem))(logits)
@@ -144,8 +151,6 @@ def trbert_loss(
     advantage = jnp.where(copies[:, None], jnp.maximum(advantage, 0), advantage)
     each = (advantage * likelihoods).mean(axis=0)
     if phase == BOTH:
-        # The last draw never copies the expert; one backward pass is most of a step, four are not
-        # worth their time.
         each = each + losses(batch["teacher_logits"])[-1]
     loss = jnp.sum(batch["weights"] * each) / moment.total
     layers, first = config.encoder.num_hidden_layers, selector_layers(config)[0]
