@@ -281,7 +281,20 @@ def test_a_model_that_drops_tokens_is_served_at_what_it_costs(dropping):
     assert backend.answer(rows.take(np.array([1])), [1.0]).cost[0] == pytest.approx(said[1].cost)
 
 
-def test_no_format_drops_tokens_and_says_so(dropping, tmp_path):
-    with pytest.raises(UserError, match="drops tokens on the way, which no format"):
-        dropping.export("stablehlo", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_an_export_drops_them_too_and_is_served_at_that_cost(dropping, tmp_path):
+    pytest.importorskip("onnxruntime")
+    if not dropping.config.planner:
+        with pytest.raises(UserError, match="drops tokens and has no planner"):
+            dropping.export("stablehlo", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        return
+    dropping.export("onnx", tmp_path / "out")
+    rows, _ = Encoder(dropping.tokenizer).encode(read_texts([LONG, *TEXTS]), 16, True)
+    budgets = [0.4, 1.0, 0.5]
+    one, other = (
+        open_backend(str(folder), "auto", max_batch_size=4, max_padding=0.2).answer(rows, budgets)
+        for folder in (dropping.folder, tmp_path / "out")
+    )
+    np.testing.assert_allclose(one.logits, other.logits, atol=1e-4)
+    np.testing.assert_array_equal(one.layer_mask, other.layer_mask)
+    np.testing.assert_allclose(one.cost, other.cost, rtol=1e-5)

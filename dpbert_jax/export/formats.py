@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_BUDGET = 0.75
 
 Batch = Mapping[str, np.ndarray]  # input_ids, attention_mask, token_type_ids: int, [B, S]
-Answer = tuple[np.ndarray, np.ndarray]  # logits [B, C] and layer_mask [B, L]
+# logits [B, C] and layer_mask [B, L]; of a model that drops tokens, how many each layer has [B, L].
+Answer = tuple[np.ndarray, ...]
 Call = Callable[[Batch, float], Answer]  # an artifact, at a budget
 
 
@@ -135,10 +136,10 @@ class Format(NamedTuple):
         """
         options = ExportOptions(plan_rule, int8 or int8_all, int8_all, standard_operators)
         self.check(options)
-        if model.config.token_selectors:
+        if model.config.token_selectors and not model.config.planner:
             raise UserError(
-                f"export: {model.folder or 'the model'} drops tokens on the way, which no format "
-                "can: it runs in this library (`Model`, `dpbert serve`)."
+                f"export: {model.folder or 'the model'} drops tokens and has no planner: no format "
+                "can that. It runs in this library (`Model`, `dpbert serve`)."
             )
         prepared = self.prepare(model, options, default_budget)
         unused_folder(str(folder), "export:")

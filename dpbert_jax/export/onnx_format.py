@@ -66,14 +66,14 @@ def _load(folder: Path, model: Model, options: ExportOptions) -> Call:
         folder / ARTIFACT, quiet, providers=["CPUExecutionProvider"]
     )
     planned, names = model.config.planner is not None, model.config.encoder.inputs
+    outputs = ["logits", "layer_mask", *(["tokens"] if model.config.token_selectors else [])]
 
     def call(batch: Batch, budget: float) -> Answer:
         inputs: dict[str, Any] = {name: np.int64(batch[name]) for name in names}
         if not planned:
             return dense_answer(session.run(["logits"], inputs)[0], model.config)
         inputs["budget"] = np.array(budget, np.float32)
-        logits, layer_mask = session.run(["logits", "layer_mask"], inputs)
-        return logits, layer_mask
+        return tuple(session.run(outputs, inputs))
 
     return call
 

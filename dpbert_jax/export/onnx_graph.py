@@ -96,6 +96,16 @@ class Graph:
         self.nodes.append(helper.make_node("Split", [inputs], outputs, name=name, axis=-1))
         return outputs
 
+    def top(self, inputs: str, count: str, values: str, places: str) -> tuple[str, str]:
+        """The `count` largest along axis 1, and their places; of equal ones the first come first.
+
+        `values` and `places` are what the two outputs are called.
+        """
+        self.domains.add("")
+        node = helper.make_node("TopK", [inputs, count], [values, places], name=values, axis=1)
+        self.nodes.append(node)
+        return values, places
+
     def as_branch(self, name: str, output: str, shape: list[str | int]) -> onnx.GraphProto:
         """The branch of an `If`: no inputs, it reads what is around it."""
         made = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape)

@@ -29,7 +29,9 @@ from dpbert_jax.export.onnx_parts import (
 from dpbert_jax.export.onnx_planner import write_planner
 from dpbert_jax.export.onnx_quantize import int8_product, standard_int8_product, stored_product
 from dpbert_jax.export.onnx_rule import write_rule
-from dpbert_jax.policies.rule import resolve_rule
+from dpbert_jax.export.onnx_tokens import Left, write_selection, write_stay, write_tokens
+from dpbert_jax.policies.rule import budget_range, resolve_rule
+from dpbert_jax.policies.tokens import selector_layers
 
 
 class Form(NamedTuple):
@@ -53,9 +55,9 @@ def planned_onnx(
     Inputs: the family's (`config.inputs`), int64 [batch, sequence], and `budget`, a float32 scalar:
     a share of the dense FLOPs, held to the trained range; 1 and more runs all layers. Where the
     config has a `default_budget`, `budget` may be left out. Outputs: `logits` [batch, C],
-    `layer_mask` [batch, L] (1 where a layer ran) and `gate_logits` [batch, P]. In a batch, a layer
-    runs on those rows that need it. More tokens than there are positions for are an error of the
-    runtime.
+    `layer_mask` [batch, L] (1 where a layer ran) and `gate_logits` [batch, P]; of a model that
+    drops tokens `tokens` [batch, L] as well, how many each layer has. In a batch, a layer runs on
+    those rows that need it. More tokens than there are positions for are an error of the runtime.
 
     With `int8` the planned layers' products are quantised (weights beforehand, activations token
     by token as they come). Embeddings, stem, planner and head stay float32: the plans are those of
@@ -69,7 +71,7 @@ def planned_onnx(
     Raises:
         UserError: there is no planner, or the rule needs thresholds that were never found.
     """
-    lowest = config.planner.min_budget if config.planner else 0.5
+    lowest, _ = budget_range(config) or (0.5, 1.0)
     resolve_rule(config, lowest, plan_rule)  # refuses what cannot be planned
     encoder = config.encoder
     graph = Graph()
@@ -91,9 +93,16 @@ def planned_onnx(
         states = _layer(graph, encoder, params[name], name, states, mask, relative, stem)
     write_planner(graph, config, params["planner"], states)
     needed = write_rule(graph, config, plan_rule)
+    left, masks = Left(states, mask, "sequence"), [mask] * config.stem_layers
+    selected = selector_layers(config) if config.token_selectors else ()
+    stay = write_stay(graph, config) if selected else ""
     slots = write_slots(graph, config, needed) if config.adapters else ""
     for gate in range(config.num_gates):
         i = config.stem_layers + gate
+        if i in selected:
+            name = f"selector_{selected.index(i)}"
+            left = write_selection(graph, name, params[name], left, stay)
+        masks.append(left.mask)
         rows = graph.add("Gather", needed, graph.constant(f"gate_{gate}", gate, np.int64), axis=1)
         layer = partial(
             _layer,
@@ -106,10 +115,12 @@ def planned_onnx(
         if config.adapters:
             own = Own(f"layer_{i}", params["adapters"][f"layer_{i}"], slots)
             layer = _with_adapters(config, layer, own, rows)
-        states = _where_needed(graph, layer, f"layer_{i}", states, mask, rows, encoder.hidden_size)
+        left = _where_needed(graph, layer, f"layer_{i}", left, rows, encoder.hidden_size)
     own = Own("head", params["adapters"]["head"], slots) if config.adapters else None
-    write_head(graph, encoder, params["head"], states, own, int8_all)
+    write_head(graph, encoder, params["head"], left.states, own, int8_all)
     _layer_mask(graph, config, needed)
+    if selected:
+        write_tokens(graph, masks)
 
     def described(name: str, kind: int, *shape: str | int) -> Any:
         return helper.make_tensor_value_info(name, kind, shape)
@@ -119,6 +130,7 @@ def planned_onnx(
         "logits": encoder.num_labels,
         "layer_mask": encoder.num_hidden_layers,
         "gate_logits": config.num_gates,
+        **({"tokens": encoder.num_hidden_layers} if selected else {}),
     }
     return graph.as_model(
         "dpbert",
@@ -286,30 +298,30 @@ def _where_needed(
     graph: Graph,
     layer: Callable[..., str],
     name: str,
-    states: str,
-    mask: str,
+    left: Left,
     rows: str,
     hidden_size: int,
-) -> str:
+) -> Left:
     """The layer on the rows (bool [B]) that need it; nothing at all where none does."""
     count = graph.add("ReduceMax", graph.add("Cast", rows, to=TensorProto.INT32), keepdims=0)
     any_row = graph.add("Cast", count, to=TensorProto.BOOL)
 
     run = Graph(graph, f"{name}.run")
-    picked = run.add("Compress", states, rows, axis=0)
-    output = layer(run, states=picked, mask=run.add("Compress", mask, rows, axis=0))
+    picked, mask = (run.add("Compress", each, rows, axis=0) for each in left[:2])
+    output = layer(run, states=picked, mask=mask)
     places = run.add("Transpose", run.add("NonZero", rows), perm=[1, 0])
-    after = run.add("ScatterND", states, places, output)
+    after = run.add("ScatterND", left.states, places, output)
 
     skip = Graph(graph, f"{name}.skip")
-    before = skip.add("Identity", states)
-    shape = ["batch", "sequence", hidden_size]
-    return graph.add(
+    before = skip.add("Identity", left.states)
+    shape = ["batch", left.sequence, hidden_size]
+    states = graph.add(
         "If",
         any_row,
         then_branch=run.as_branch(f"{name}.run", after, shape),
         else_branch=skip.as_branch(f"{name}.skip", before, shape),
     )
+    return left._replace(states=states)
 
 
 def _layer_mask(graph: Graph, config: DPBertConfig, needed: str) -> None:

@@ -1,5 +1,7 @@
 """The rule in an ONNX graph: from `budget` and `gate_logits` to which rows need which layer."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from onnx import TensorProto
 
@@ -15,7 +17,8 @@ def write_rule(graph: Graph, config: DPBertConfig, plan_rule: str) -> str:
     if plan_rule == "top_k":
         return graph.add("Less", _rank(graph, config), _top_k(graph, config, table, full))
     lowest = graph.constant("lowest", -np.inf)
-    threshold = graph.add("Where", full, lowest, _threshold(graph, table))
+    calibrated = interpolated(graph, "threshold", table.budgets, table.thresholds)
+    threshold = graph.add("Where", full, lowest, calibrated)
     passes = graph.add("GreaterOrEqual", "gate_logits", threshold)
     if not table.min_gates:
         return passes
@@ -23,15 +26,14 @@ def write_rule(graph: Graph, config: DPBertConfig, plan_rule: str) -> str:
     return graph.add("Or", passes, graph.add("Less", _rank(graph, config), least))
 
 
-def _threshold(graph: Graph, table: RuleTable) -> str:
-    """The calibrated threshold of `budget`, linear between the grid's points."""
-    budgets, thresholds = map(np.array, (table.budgets, table.thresholds))
-    start = graph.constant("threshold.first", thresholds[0])
+def interpolated(graph: Graph, name: str, budgets: Sequence[float], values: Sequence[float]) -> str:
+    """The value of `budget`, linear between the grid's points."""
+    start = graph.constant(f"{name}.first", values[0])
     if len(budgets) == 1:
         return start
-    low = graph.constant("threshold.low", budgets[:-1])
-    high = graph.constant("threshold.high", budgets[1:])
-    slope = graph.constant("threshold.slope", np.diff(thresholds) / np.diff(budgets))
+    low = graph.constant(f"{name}.low", budgets[:-1])
+    high = graph.constant(f"{name}.high", budgets[1:])
+    slope = graph.constant(f"{name}.slope", np.diff(values) / np.diff(budgets))
     inside = graph.add("Max", graph.add("Min", "budget", high), low)
     rises = graph.add("Mul", graph.add("Sub", inside, low), slope)
     return graph.add("Add", start, graph.add("ReduceSum", rises, keepdims=0))

@@ -15,8 +15,8 @@ from dpbert_jax.encoder.operations import Params
 from dpbert_jax.inference.in_graph import encode_cond, forward
 from dpbert_jax.inference.path import Output, prepare
 from dpbert_jax.policies.gates import FREE
-from dpbert_jax.policies.protocol import Planned
-from dpbert_jax.policies.rule import resolve_rule, traced_rule
+from dpbert_jax.policies.rule import budget_range, resolve_rule, traced_rule
+from dpbert_jax.policies.tokens import own_policy
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -29,15 +29,15 @@ def stablehlo_program(
     Called with the family's inputs (`config.encoder.inputs`), int32 [batch, sequence], in their
     order, and `budget`, a float32 scalar: a share of the dense FLOPs, held to the trained range; 1
     and more runs all layers. More tokens than there are positions for are an error of the call.
-    Gives `logits`, `layer_mask` and `gate_logits`. A layer is computed where any row of the batch
-    needs it.
+    Gives `logits`, `layer_mask` and `gate_logits`, and `tokens`, how many each layer has, of a
+    model that drops some. A layer is computed where any row of the batch needs it.
 
     Raises:
         UserError: the rule needs thresholds that were never found.
     """
-    if config.planner:
-        resolve_rule(config, config.planner.min_budget, plan_rule)  # refuses what cannot be had
-    policy = Planned(config)
+    if lowest := budget_range(config):
+        resolve_rule(config, lowest[0], plan_rule)  # refuses what cannot be had
+    policy = own_policy(config)
     weights = prepare(config, policy, params, jnp.float32)
 
     names = config.encoder.inputs

@@ -25,7 +25,8 @@ def _load(folder: Path, model: Model, options: ExportOptions) -> Call:
 
     def call(batch: Batch, budget: float) -> Answer:
         made = run(*(np.int32(batch[name]) for name in names), np.float32(budget))
-        return np.asarray(made["logits"]), np.asarray(made["layer_mask"])
+        parts = ("logits", "layer_mask", "tokens")
+        return tuple(np.asarray(made[name]) for name in parts if name in made)
 
     return call
 

@@ -1,6 +1,7 @@
 """A folder that PyTorch loads: as a DPBERT with its code inside, and as a plain BERT."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dpbert_jax.hub.folders import save_folder
 from dpbert_jax.hub.keys import NAMES
 from dpbert_jax.integrity import update_sums, write_whole
 from dpbert_jax.policies.cost import COST_UNITS
+from dpbert_jax.policies.rule import budget_range
 
 REMOTE = Path(__file__).parent / "remote"
 CODE = ("configuration_dpbert.py", "modeling_dpbert.py")
@@ -70,6 +72,10 @@ def save_card(folder: Path, config: DPBertConfig) -> None:
         else f"`{classes}ForSequenceClassification.from_pretrained(FOLDER)` loads the same "
         "weights\nas a plain, dense model."
     )
+    low, high = budget_range(config) or (1.0, 1.0)
+    low = math.ceil(1000 * low) / 1000 if config.dial else low
+    tokens = ", and which of its tokens they run on" if config.token_selectors else ""
+    counts = "\nmade.tokens  # the same shape: how many each layer had" if tokens else ""
     rule = "" if config.calibration else ', plan_rule="top_k"'
     text = f"""---
 library_name: transformers
@@ -80,9 +86,10 @@ tags: [{encoder.model_type}, adaptive-computation, layer-skipping]
 # A DPBERT
 
 {encoder.family.classes} for sequence classification with a planner that decides, for every input,
-which of its {encoder.num_hidden_layers} layers run. Trained with dpbert_jax. Output: {head}.
+which of its {encoder.num_hidden_layers} layers run{tokens}. Trained with dpbert_jax.
+Output: {head}.
 
-Budgets from {planner.min_budget} to {planner.max_budget}, and 1.0 for all layers: the share of the
+Budgets from {low} to {high}, and 1.0 for all layers: the share of the
 dense encoder's FLOPs ({COST_UNITS[planner.cost_unit]}), met over inputs like those that
 the thresholds were found on. No input runs fewer than
 {config.stem_layers + config.min_gates} layers. A call without `budget` gets
@@ -94,9 +101,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_code=True).eval()
 batch = tokenizer("A text.", truncation=True, return_tensors="pt")
-made = model(**batch, budget={planner.min_budget}{rule})
+made = model(**batch, budget={low}{rule})
 made.logits  # [B, {encoder.num_labels}]
-made.layer_mask  # [B, {encoder.num_hidden_layers}], 1 where a layer ran
+made.layer_mask  # [B, {encoder.num_hidden_layers}], 1 where a layer ran{counts}
 ```
 
 {plain}

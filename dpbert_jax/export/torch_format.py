@@ -32,7 +32,8 @@ def _load(folder: Path, model: Model, options: ExportOptions) -> Call:
             if not planned:
                 return dense_answer(loaded(**tensors).logits.numpy(), model.config)
             made = loaded(**tensors, budget=budget, plan_rule=options.plan_rule)
-        return made.logits.numpy(), made.layer_mask.numpy()
+        answer = (made.logits, made.layer_mask, *([] if made.tokens is None else [made.tokens]))
+        return tuple(part.numpy() for part in answer)
 
     return call
 

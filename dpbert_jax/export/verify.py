@@ -13,6 +13,7 @@ from dpbert_jax.evaluation.metrics import compute_metrics, score
 from dpbert_jax.export.formats import Batch, Call, ExportOptions
 from dpbert_jax.inference import Rule, make_executor, resolve_rule
 from dpbert_jax.model import Model
+from dpbert_jax.policies.rule import budget_range
 from dpbert_jax.problem import REGRESSION, answers
 
 TOLERANCE = 1e-4  # of logits, and around a threshold that a gate logit may fall on either side of
@@ -28,7 +29,7 @@ class Comparison(NamedTuple):
     budget: float
     rows: int
     max_difference: float  # of logits, over rows with equal plans
-    plans_equal: float  # share of rows
+    plans_equal: float  # share of rows; of a model that drops tokens, on as many of them
     near_ties: int  # rows with unequal plans and a gate logit on the very edge
     labels_by_batch: int  # rows that get another answer alone than in a batch
     plans_by_batch: int  # rows that run other layers alone than in a batch
@@ -41,9 +42,10 @@ class Comparison(NamedTuple):
 
 def budgets_to_verify(config: DPBertConfig) -> list[float]:
     """All layers, and where there is a planner the ends' middle and the lowest budget."""
-    if config.planner is None:
+    budgets = budget_range(config)
+    if budgets is None:
         return [1.0]
-    low, high = config.planner.min_budget, config.planner.max_budget
+    low, high = budgets
     return sorted({low, round((low + high) / 2, 4), 1.0}, reverse=True)
 
 
@@ -84,12 +86,23 @@ def _compare(
     def rows_of(call: Callable[[Batch], tuple], batch_size: int) -> list[np.ndarray]:
         return _rows(call, split, batch_size, max_seq_length, config.encoder.pad_token_id)
 
-    wanted, plans, gate_logits = rows_of(lambda batch: execute(batch, rule), BATCH_SIZE)
+    def held(told: list[np.ndarray]) -> np.ndarray:
+        """Layers, and tokens where they drop out; behind int8 products others may."""
+        return np.concatenate(told[:1] if options.int8 else told, axis=1)
+
+    wanted, plans, gate_logits, *tokens = rows_of(lambda batch: execute(batch, rule), BATCH_SIZE)
     ways = [rows_of(lambda batch: call(batch, budget), size) for size in (BATCH_SIZE, 1)]
     edge = on_edge(config, gate_logits, rule)
-    same = np.all([(ran == plans).all(axis=1) for _, ran in ways], axis=0)
-    difference = float(np.max([np.abs(logits - wanted)[same].max(initial=0) for logits, _ in ways]))
-    (logits, ran), (alone, ran_alone) = ways
+    if tokens and not options.int8:
+        for stay in (rule.stay - TOLERANCE, rule.stay + TOLERANCE):
+            moved = rule._replace(stay=stay)
+            *_, left = rows_of(lambda batch, moved=moved: execute(batch, moved), BATCH_SIZE)
+            edge |= (left != tokens[0]).any(axis=1)
+    (logits, *ran), (alone, *ran_alone) = ways
+    ran, ran_alone = held(ran), held(ran_alone)
+    same = np.all([(each == held([plans, *tokens])).all(axis=1) for each in (ran, ran_alone)], 0)
+    differences = [np.abs(each - wanted)[same].max(initial=0) for each in (logits, alone)]
+    difference = float(np.max(differences))
     score, reference_score = (_score(each, split, spec) for each in (logits, wanted))
     if not options.int8:
         near = difference <= TOLERANCE

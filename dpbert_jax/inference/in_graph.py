@@ -119,10 +119,11 @@ def run_shortened(
     states, attention bias and gates.
     """
     rows, longest = attention_mask.shape
-    lengths = sorted({-(-longest * eighths // 8) for eighths in range(1, 9)})
+    # Without duplicates, but unsorted: an export's length is a symbol, which has no order.
+    lengths = list(dict.fromkeys(-(-longest * eighths // 8) for eighths in range(1, 9)))
     order = jnp.argsort(attention_mask == 0, axis=1, stable=True)  # those left come first
 
-    def at(length: int, states: Array) -> Array:
+    def at(length: Any, states: Array) -> Array:
         place = (slice(None), jnp.arange(rows)[:, None], order[:, :length])
         mask = jnp.take_along_axis(attention_mask, order[:, :length], axis=1)
         return states.at[place].set(encode(states[place], attention_bias(mask), gates))

@@ -170,6 +170,11 @@ def traced_rule(config: DPBertConfig, budget: Float[Array, ""], plan_rule: str) 
         depth = jnp.floor(inside * table.layers + DEPTH_TOLERANCE)
         gates: Any = jnp.where(full, every, depth - table.stem_layers)
         return Rule(asked, -jnp.inf, gates)
-    grid = (jnp.array(table.budgets), jnp.array(table.thresholds))
-    threshold: Any = jnp.where(full, -jnp.inf, jnp.interp(budget, *grid))
-    return Rule(asked, threshold, every)
+
+    def calibrated(values: tuple[float, ...]) -> Any:
+        found = jnp.interp(budget, jnp.array(table.budgets), jnp.array(values))
+        return jnp.where(full, -jnp.inf, found)
+
+    stays = config.dial.stays if config.dial else None
+    stay: Any = calibrated(stays) if stays else 0.0
+    return Rule(asked, calibrated(table.thresholds), every, stay)

@@ -20,8 +20,8 @@ from dpbert_jax.export_formats import export_format
 from dpbert_jax.hub import load_tokenizer
 from dpbert_jax.integrity import SUMS
 from dpbert_jax.model import Model
-from dpbert_jax.policies.protocol import Planned
 from dpbert_jax.policies.rule import Rule, check_budget, resolve_rule
+from dpbert_jax.policies.tokens import own_policy
 from dpbert_jax.run_folder import EXPORT_CONFIG, read_max_seq_length
 
 logger = logging.getLogger(__name__)
@@ -166,11 +166,13 @@ def _onnx_backend(folder: Path, max_batch_size: int, max_padding: float) -> Back
     longest = read_max_seq_length(folder) or config.encoder.longest_input
     # Its weights are in the artifact.
     model = Model(config, {}, tokenizer, longest, folder)
-    call = load_artifact(chosen, folder, model, ExportOptions())
+    call, policy = load_artifact(chosen, folder, model, ExportOptions()), own_policy(config)
+    layers = config.encoder.num_hidden_layers
 
     def answer(rows: TokenizedSplit, budgets: Sequence[float]) -> Answers:
         logits = np.zeros((len(rows), config.encoder.num_labels), np.float32)
-        layer_mask = np.ones((len(rows), config.encoder.num_hidden_layers), np.float32)
+        layer_mask = np.ones((len(rows), layers), np.float32)
+        tokens = np.repeat(np.asarray(rows.lengths)[:, None], layers, axis=1)
         for group in even_groups(rows.lengths, np.asarray(budgets), max_padding):
             [batch] = batches(
                 rows.take(group),
@@ -180,10 +182,13 @@ def _onnx_backend(folder: Path, max_batch_size: int, max_padding: float) -> Back
                 length_buckets=[int(rows.lengths[group].max())],
             )
             at = group[batch["indices"]]
-            logits[at], layer_mask[at] = call(batch, budgets[group[0]])
+            logits[at], layer_mask[at], *left = call(batch, budgets[group[0]])
+            if left:
+                tokens[at] = left[0]
         if not np.isfinite(logits).all():
             raise FloatingPointError("the model computes NaN or infinity")
-        return Answers(logits, layer_mask, Planned(config).cost(layer_mask, rows.lengths))
+        lengths = tokens if config.token_selectors else rows.lengths
+        return Answers(logits, layer_mask, policy.cost(layer_mask, lengths))
 
     def warm_up() -> None:
         # Nothing is compiled for a shape, but memory is: it is had once for the largest.

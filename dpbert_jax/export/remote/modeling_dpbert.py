@@ -30,12 +30,16 @@ def _adapted(slots: torch.Tensor | None) -> Iterator[None]:
 
 @dataclass
 class DPBertOutput(ModelOutput):
-    """logits [B, C]; layer_mask [B, L], 1 where a layer ran; gate_logits [B, P]; loss, if asked."""
+    """logits [B, C]; layer_mask [B, L], 1 where a layer ran; gate_logits [B, P]; loss, if asked.
+
+    tokens [B, L], how many each layer had, of a model that drops tokens.
+    """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     layer_mask: torch.Tensor | None = None
     gate_logits: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
 
 
 class DPBertPlanner(nn.Module):
@@ -66,6 +70,19 @@ class DPBertPlanner(nn.Module):
             hidden = torch.tanh(linear(features, self.input)) * self.output.in_features**-0.5
             logits = linear(hidden, self.output)
         return self.logit_bound * torch.tanh(logits / self.logit_bound)
+
+
+class DPBertTokenSelector(nn.Module):
+    """TR-BERT's: from each token's state to a logit that it stays for the layers to come."""
+
+    def __init__(self, hidden_size: int, width: int = 32):
+        super().__init__()
+        self.wide = nn.Linear(hidden_size, width)
+        self.narrow = nn.Linear(width, 1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        wide = nn.functional.gelu(self.wide(hidden_states))
+        return self.narrow(wide).squeeze(-1).float()
 
 
 class DPBertAdapters(nn.Module):
@@ -177,6 +194,11 @@ class DPBertForSequenceClassification(DenseModel):
             made = DPBertWordEmbeddings(clusters["sizes"], clusters["ranks"], width)
             embeddings.word_embeddings = made
         self.adapters = self._make_adapters() if config.dpbert.get("adapters") else None
+        self.selected = []  # the layers before which tokens drop out
+        if config.dpbert.get("token_selectors"):
+            self.selected = sorted({1, config.num_hidden_layers // 2})
+        for number in range(len(self.selected)):
+            self.add_module(f"selector_{number}", DPBertTokenSelector(config.hidden_size))
         self.post_init()
 
     def _make_adapters(self) -> nn.ModuleDict:
@@ -224,11 +246,11 @@ class DPBertForSequenceClassification(DenseModel):
         """
         if budget is None:
             budget = self.config.dpbert.get("default_budget") or 1.0
-        tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        asked = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         longest = self._longest_input()
-        if position_ids is None and tokens > longest:
+        if position_ids is None and asked > longest:
             raise ValueError(
-                f"The input has {tokens} tokens, but the model has {longest} positions: shorten "
+                f"The input has {asked} tokens, but the model has {longest} positions: shorten "
                 "it, or tokenize with `truncation=True`."
             )
         encoder = self.base_model
@@ -251,7 +273,16 @@ class DPBertForSequenceClassification(DenseModel):
         gates = self._gates(gate_logits, budget, plan_rule)
         slots = self._slots(gates)
         planned = inner.layer[self.stem_layers :]
-        for layer, needed in zip(planned, gates.unbind(dim=1), strict=True):
+        tokens = [attention_mask.sum(dim=1)] * self.stem_layers
+        for i, (layer, needed) in enumerate(
+            zip(planned, gates.unbind(dim=1), strict=True), self.stem_layers
+        ):
+            if i in self.selected:
+                selector = self.get_submodule(f"selector_{self.selected.index(i)}")
+                stays = selector(states) >= self._stay(budget)
+                states, attention_mask = self._left(stays, states, attention_mask)
+                bias = self._attention_bias(attention_mask, states.dtype)
+            tokens.append(attention_mask.sum(dim=1))
             states = self._run_where_needed(layer, needed, states, bias, relative, slots)
         with _adapted(slots):
             logits = self._classify(states)
@@ -259,7 +290,8 @@ class DPBertForSequenceClassification(DenseModel):
         stem = gates.new_ones(len(gates), self.stem_layers)
         layer_mask = torch.cat([stem, gates], dim=1).float()
         loss = None if labels is None else self._loss(logits, labels)
-        output = DPBertOutput(loss, logits, layer_mask, gate_logits)
+        left = torch.stack(tokens, dim=1) if self.selected else None
+        output = DPBertOutput(loss, logits, layer_mask, gate_logits, left)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
@@ -270,6 +302,21 @@ class DPBertForSequenceClassification(DenseModel):
             return None
         hidden = (attention_mask == 0)[:, None, None, :]
         return hidden.to(dtype) * torch.finfo(dtype).min
+
+    @staticmethod
+    def _left(
+        stays: torch.Tensor, states: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States and mask of the tokens that stay, moved together; the first always does.
+
+        As many places are left as the row of most tokens needs.
+        """
+        first = torch.arange(stays.shape[1], device=stays.device) == 0
+        left = attention_mask * (stays | first).to(attention_mask.dtype)
+        order = torch.argsort(left == 0, dim=1, stable=True)
+        order = order[:, : int((left > 0).sum(dim=1).max())]
+        picked = order.unsqueeze(-1).expand(-1, -1, states.shape[-1])
+        return states.gather(1, picked), left.gather(1, order)
 
     @staticmethod
     def _run(
@@ -329,6 +376,13 @@ class DPBertForSequenceClassification(DenseModel):
             return torch.ones_like(logits, dtype=torch.bool)
         planner = self.config.dpbert["planner"]
         low, high = planner["min_budget"], planner["max_budget"]
+        if self._stays() is not None:
+            low, high = self.config.dpbert["calibration"]["budgets"][0], 1.0
+            if plan_rule == "top_k":
+                raise ValueError(
+                    "plan_rule 'top_k' fixes the number of layers, but this model's budgets are "
+                    "split between layers and tokens: use 'threshold'."
+                )
         if not low <= budget <= high:
             raise ValueError(
                 f"budget is {budget}, but this model was trained for budgets from {low} to {high}, "
@@ -343,18 +397,33 @@ class DPBertForSequenceClassification(DenseModel):
         return (logits >= self._threshold(budget)) | (rank < self.least)
 
     def _threshold(self, budget: float) -> float:
-        """The calibrated threshold of a budget, linear between the grid's points."""
         calibration = self.config.dpbert["calibration"]
         if calibration is None:
             raise ValueError("This model has no thresholds: use plan_rule='top_k'.")
-        budgets, thresholds = calibration["budgets"], calibration["thresholds"]
+        return self._interpolated(budget, calibration["thresholds"])
+
+    def _stays(self) -> list[float] | None:
+        """The grid's stay logits, of a model whose budgets are of layers and tokens."""
+        calibration = self.config.dpbert["calibration"] if self.selected else None
+        return calibration.get("stays") if calibration else None
+
+    def _stay(self, budget: float) -> float:
+        """The logit from which on a token stays."""
+        stays = self._stays()
+        if stays is None:
+            return 0.0
+        return float("-inf") if budget == 1 else self._interpolated(budget, stays)
+
+    def _interpolated(self, budget: float, values: list[float]) -> float:
+        """The calibrated value of a budget, linear between the grid's points."""
+        budgets = self.config.dpbert["calibration"]["budgets"]
         if budget <= budgets[0]:
-            return thresholds[0]
+            return values[0]
         for i in range(1, len(budgets)):
             if budget <= budgets[i]:
                 share = (budget - budgets[i - 1]) / (budgets[i] - budgets[i - 1])
-                return thresholds[i - 1] + share * (thresholds[i] - thresholds[i - 1])
-        return thresholds[-1]
+                return values[i - 1] + share * (values[i] - values[i - 1])
+        return values[-1]
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.config.problem_type == "regression":
