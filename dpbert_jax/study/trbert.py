@@ -44,7 +44,7 @@ from dpbert_jax.study.token_path import (
     importance,
     most_important,
 )
-from dpbert_jax.training.objective import drawn_plans, row_losses, score_sums
+from dpbert_jax.training.objective import drawn_plans, planned_rows, row_losses, score_sums
 from dpbert_jax.training.stage import plan_path
 from dpbert_jax.training.step import Moment
 from dpbert_jax.training.transfer import as_they_are
@@ -110,7 +110,9 @@ def trbert_loss(
         lambda: jnp.zeros(mask.shape),
     )
 
-    def draw(learning: Params, number: Array, copies: Array) -> tuple[Array, Array, Array]:
+    def draw(
+        learning: Params, number: Array, copies: Array, whole: Array
+    ) -> tuple[Array, Array, Array]:
         """A draw's logits, the log likelihood's loss, and the share of tokens that stayed."""
         own = fold_rows(row_keys, 1000 + number)
 
@@ -121,7 +123,7 @@ def trbert_loss(
                 each, jax.nn.sigmoid(said)
             )
             count = (jax.nn.sigmoid(said) * left).sum(axis=1)
-            return jnp.where(copies, most_important(scores, count, left), drawn)
+            return jnp.where(copies, most_important(scores, count, left), drawn) | whole[:, None]
 
         way = (choose, dropout_keys, gates)
         logits, masks, said = answer_with(config, dtype, learning, states, mask, *way)
@@ -135,8 +137,13 @@ def trbert_loss(
     selectors = {name: params[name] for name in params if name.startswith("selector_")}
     # Of all draws but the last, which never copies the expert, the selectors alone learn: one
     # backward pass is most of a step, four are not worth their time. So these are one program.
-    others = jax.vmap(partial(draw, {**fixed[0], **selectors}))(numbers[:-1], copies[:-1])
-    last = draw(params, numbers[-1], copies[-1])
+    none = jnp.zeros(mask.shape[0], bool)
+    others = jax.vmap(partial(draw, {**fixed[0], **selectors}, whole=none))(
+        numbers[:-1], copies[:-1]
+    )
+    # Rows that run all layers keep all tokens: what a budget of 1 does stays good.
+    whole = planned_rows(batch["positions"]) == 0 if phase == BOTH and config.planner else none
+    last = draw(params, numbers[-1], copies[-1], whole)
     logits, likelihoods, stayed = (
         jnp.concatenate([each, own[None]]) for each, own in zip(others, last, strict=True)
     )
@@ -145,7 +152,10 @@ def trbert_loss(
         return jax.vmap(lambda said: row_losses(said, batch["labels"], teacher, problem))(logits)
 
     rewards = jax.lax.stop_gradient(-losses(None) - alpha * stayed)
-    advantage = rewards - rewards.mean(axis=0, keepdims=True)
+    # What was not drawn tells selectors nothing.
+    drawn = jnp.ones_like(rewards).at[-1].set(1 - whole)
+    mean = (drawn * rewards).sum(axis=0, keepdims=True) / drawn.sum(axis=0, keepdims=True)
+    advantage = drawn * (rewards - mean)
     # What the expert keeps may be next to impossible for the selectors: to push it further off has
     # no bottom, and they end at certainties. A copy is followed where it is good.
     advantage = jnp.where(copies[:, None], jnp.maximum(advantage, 0), advantage)

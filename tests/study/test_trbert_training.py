@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from dpbert_jax.config import TINY, Calibration, DPBertConfig, PlannerConfig
-from dpbert_jax.inference import Rule, make_executor
+from dpbert_jax.inference import Rule, make_executor, resolve_rule
 from dpbert_jax.policies.tokens import trbert
 from dpbert_jax.study.token_path import (
     answer_with,
@@ -26,10 +26,11 @@ from dpbert_jax.study.trbert import (
     selection_losses,
     trbert_loss,
 )
-from dpbert_jax.training.objective import threshold_grid
+from dpbert_jax.training.objective import row_losses, threshold_grid
 from dpbert_jax.training.step import Moment
 
-ENCODER = dataclasses.replace(TINY, num_hidden_layers=4, hidden_dropout_prob=0.0)
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+ENCODER = dataclasses.replace(TINY, num_hidden_layers=4, **NO_DROPOUT)
 PLAIN = DPBertConfig(ENCODER)
 GRID = Calibration((0.4, 1.0), (1.0, -1.0), "none")
 PLANNED = DPBertConfig(ENCODER, PlannerConfig(), GRID)
@@ -119,6 +120,28 @@ def test_no_copy_of_the_expert_is_pushed_away_from(random_batch, random_params):
         params[name]["narrow"] = {"kernel": 1e5 * narrow["kernel"], "bias": 0 * narrow["bias"]}
     moment = Moment(jax.random.key(0), jnp.float32(0), jnp.float32(6))
     assert float(trbert_loss(0.0, SELECTORS, PLAIN, jnp.float32, params, batch, moment)[0]) > 0.1
+
+
+def test_rows_of_all_layers_keep_all_tokens_under_a_planner(random_batch, random_params):
+    """Selectors are certain that no token stays, so that nothing but the encoder's loss is left."""
+    inputs = random_batch(8)
+    batch, params = labelled(inputs), {**random_params(PLANNED), **initial_selectors(PLANNED, 0)}
+    for name in ("selector_0", "selector_1"):
+        narrow = params[name]["narrow"]
+        params[name]["narrow"] = {"kernel": 0 * narrow["kernel"], "bias": narrow["bias"] - 1000}
+
+    def learns(row, phase):
+        alone = {**batch, "weights": (jnp.arange(8) == row).astype(jnp.float32)}
+        moment = Moment(jax.random.key(0), jnp.float32(1), jnp.float32(1), threshold_grid(PLANNED))
+        return float(trbert_loss(0.5, phase, PLANNED, jnp.float32, params, alone, moment)[0])
+
+    everything = make_executor("masked", PLANNED, params)(inputs, resolve_rule(PLANNED, 1.0)).logits
+    about = (jnp.asarray(everything), batch["labels"], batch["teacher_logits"])
+    whole = np.asarray(row_losses(*about, ENCODER.problem_type))
+    for row in (0, 4):  # every fourth
+        assert learns(row, BOTH) == pytest.approx(float(whole[row]), rel=1e-4)
+        assert learns(row, SELECTORS) == 0
+    assert learns(1, BOTH) != pytest.approx(float(whole[1]), rel=1e-2)
 
 
 def test_a_larger_alpha_means_fewer_tokens_and_they_are_dropped(random_batch, random_params):
