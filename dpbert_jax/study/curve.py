@@ -33,6 +33,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "trbert_random": {"color": "goldenrod", "marker": "x", "linestyle": "none"},
     "trbert_importance": {"color": "goldenrod", "marker": "+", "linestyle": "none"},
     "planned_trbert": {"color": "navy", "marker": ">", "linestyle": "-."},
+    "planned_trbert_random": {"color": "navy", "marker": "x", "linestyle": ":"},
+    "planned_trbert_importance": {"color": "navy", "marker": "+", "linestyle": ":"},
 }
 LABELS = {
     "threshold": "learned, threshold",
@@ -51,6 +53,8 @@ LABELS = {
     "trbert_random": "TR-BERT, random tokens",
     "trbert_importance": "TR-BERT, tokens by gradient",
     "planned_trbert": "learned, and TR-BERT",
+    "planned_trbert_random": "the same, random tokens",
+    "planned_trbert_importance": "the same, tokens by gradient",
 }
 
 

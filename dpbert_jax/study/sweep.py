@@ -107,7 +107,7 @@ def sweep(args: SweepArguments) -> dict[str, Any]:
             partial(plan_controls, args, scorer, planned),
             lambda made=of_models: made,
             partial(bank_points, args, scorer, planned),
-            partial(token_points, args, scorer),
+            partial(token_points, args, scorer, planned),
         ):
             found = more()
             points += found

@@ -1,12 +1,12 @@
 """Controls of TR-BERT: as many tokens as its selectors keep of each row, but others.
 
-On the weights that were trained with the selectors: at random, and those of the largest gradients
-of a loss whose label is the dense model's answer. The latter needs a backward pass, and could not
-be had at inference: it tells how good a selector might be.
+On the weights that were trained with the selectors, and the layers of the same plans: at random,
+and those of the largest gradients of a loss whose label is the dense model's answer. The latter
+needs a backward pass, and could not be had at inference: it tells how good a selector might be.
 """
 
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,53 +19,72 @@ from dpbert_jax.data import INPUTS, batches
 from dpbert_jax.encoder.operations import Params
 from dpbert_jax.evaluation.evaluate import Predictions
 from dpbert_jax.model import Model
+from dpbert_jax.policies.gates import hard_gates
+from dpbert_jax.policies.planner import gate_logits
+from dpbert_jax.policies.rule import Rule, resolve_rule
 from dpbert_jax.policies.tokens import own_policy, selector_layers
 from dpbert_jax.problem import answers
 from dpbert_jax.run_folder import BASELINES
 from dpbert_jax.study.scorer import Point, Scorer
 from dpbert_jax.study.sweep_arguments import SweepArguments
 from dpbert_jax.study.token_path import answer_with, first_states, importance, most_important
-from dpbert_jax.study.trained_points import trained_at
-from dpbert_jax.study.trbert import ALONE
+from dpbert_jax.study.trained_points import rules_at_cost, trained_at
+from dpbert_jax.study.trbert import ALONE, PLANNED
 
-RANDOM, IMPORTANCE = f"{ALONE}_random", f"{ALONE}_importance"
+RANDOM, IMPORTANCE = "random", "importance"
 
 
-def token_points(args: SweepArguments, scorer: Scorer) -> list[Point]:
-    """Both controls of every TR-BERT of the run; the random one is a mean over draws."""
+def token_points(
+    args: SweepArguments, scorer: Scorer, planned: dict[float, Predictions]
+) -> list[Point]:
+    """Both controls of every TR-BERT of the run; the random one is a mean over draws.
+
+    Alone it has one cost, under a planner those of the planned points.
+    """
     points = []
-    for folder in sorted((scorer.run.folder / BASELINES).glob(f"{ALONE}_*")):
-        if not args.wanted(ALONE):
-            break
-        knob = trained_at(folder, ALONE)
-        for control, draws in ((RANDOM, args.draws), (IMPORTANCE, 1)):
-            seeds = range(args.seed, args.seed + draws)
-            made = [selected_otherwise(scorer, folder, control, seed) for seed in seeds]
-            points.append({**scorer.point(control, None, made), "trained_at": knob})
+    for method in (ALONE, PLANNED):
+        for folder in sorted((scorer.run.folder / BASELINES).glob(f"{method}_*")):
+            if not args.wanted(method):
+                break
+            model, knob = Model.from_pretrained(folder), trained_at(folder, method)
+            rules: dict[float | None, Rule] = {None: resolve_rule(model.config, 1.0)}
+            if method == PLANNED:
+                found = rules_at_cost(scorer, folder, model, planned)
+                # At all of the budget no token drops out.
+                rules = {budget: rule for budget, rule in found.items() if rule.budget < 1}
+            for control, draws in ((RANDOM, args.draws), (IMPORTANCE, 1)):
+                seeds = range(args.seed, args.seed + draws)
+                # One program for all budgets and draws.
+                program = jax.jit(partial(_answer, model.config, control))
+                for budget, rule in rules.items():
+                    made = [_selected(scorer, model, program, seed, rule) for seed in seeds]
+                    point = scorer.point(f"{method}_{control}", budget, made)
+                    points.append({**point, "trained_at": knob})
     return points
 
 
-def selected_otherwise(scorer: Scorer, folder: Path, control: str, seed: int) -> Predictions:
-    """Answers on tokens selected by a control, and what TR-BERT's own cost."""
-    model, split = Model.from_pretrained(folder), scorer.split
-    config = model.config
+def _selected(
+    scorer: Scorer, model: Model, program: Callable[..., Any], seed: int, rule: Rule
+) -> Predictions:
+    """Answers on tokens that a control selects, by its program, and what TR-BERT's own cost."""
+    config, split = model.config, scorer.split
     encoder, first = config.encoder, selector_layers(config)
-    program = jax.jit(partial(_answer, config, control))
     said = answers(scorer.dense.logits, encoder.problem_type)
     logits = np.zeros((len(split), encoder.num_labels), np.float32)
+    plans = np.ones((len(split), encoder.num_hidden_layers), np.int8)
     tokens = np.repeat(split.lengths[:, None], encoder.num_hidden_layers, axis=1)
     rows = (scorer.run.args.per_device_eval_batch_size, scorer.run.args.max_seq_length)
     for batch in batches(split, *rows, pad_token_id=encoder.pad_token_id):
         real = batch["weights"] > 0
         numbers = batch["indices"]
         inputs = {name: batch[name] for name in INPUTS}
-        found, kept = program(model.params, inputs, said[numbers], numbers, seed)
+        found, gates, kept = program(model.params, inputs, said[numbers], numbers, seed, rule)
         logits[numbers[real]] = np.asarray(found)[real]
+        plans[numbers[real]] = np.asarray(gates)[real]
         for layer, count in zip(first, kept, strict=True):
             tokens[numbers[real], layer:] = np.asarray(count)[real, None]
-    plans = np.ones_like(tokens)
-    cost = own_policy(config).cost(plans, tokens)
-    return Predictions(logits, plans.astype(np.int8), cost.astype(np.float32), 0.0)
+    cost = own_policy(config).cost(plans.astype(np.float32), tokens)
+    return Predictions(logits, plans, cost.astype(np.float32), 0.0)
 
 
 def _answer(
@@ -76,26 +95,32 @@ def _answer(
     labels: Array,
     numbers: Int[Array, " B"],
     seed: Array,
-) -> tuple[Float[Array, "B C"], list[Int[Array, " B"]]]:
-    """Logits, and the tokens that each selector keeps."""
+    rule: Rule,
+) -> tuple[Float[Array, "B C"], Float[Array, "B L"], list[Int[Array, " B"]]]:
+    """Logits, layers that run, and the tokens that each selector keeps."""
     mask, dtype = batch["attention_mask"], jnp.float32
     states = first_states(config, dtype, params, batch, None)
+    gates = jnp.ones((len(mask), config.encoder.num_hidden_layers))
+    if config.planner:
+        layers = gate_logits(config, params["planner"], states, mask)
+        plans = hard_gates(layers, rule.threshold, rule.top_k, config.min_gates)
+        gates = gates.at[:, config.stem_layers :].set(plans)
 
     def learned(number: int, said: Array, left: Array) -> Array:
-        return said >= 0
+        return said >= rule.stay
 
-    kept = [
-        left.sum(axis=1) for left in answer_with(config, dtype, params, states, mask, learned)[1]
-    ]
+    own = answer_with(config, dtype, params, states, mask, learned, None, gates)[1]
+    kept = [left.sum(axis=1) for left in own]
     if control == RANDOM:
         key: Any = jax.random.key(seed)
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
         scores = jax.vmap(lambda key: jax.random.uniform(key, mask.shape[1:]))(keys)
     else:
-        scores = importance(config, dtype, params, states, mask, labels)
+        scores = importance(config, dtype, params, states, mask, labels, gates)
     scores = scores.at[:, 0].set(jnp.inf)  # the first token is among them in any case
 
     def chosen(number: int, said: Array, left: Array) -> Array:
         return most_important(scores, kept[number].astype(dtype), left)
 
-    return answer_with(config, dtype, params, states, mask, chosen)[0], kept
+    about = (states, mask, chosen, None, gates)
+    return answer_with(config, dtype, params, *about)[0], gates, kept

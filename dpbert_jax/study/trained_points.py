@@ -107,18 +107,27 @@ def trained_at(folder: Path, method: str) -> str:
     return f"{KNOBS[method]} {folder.name.removeprefix(f'{method}_')}"
 
 
+def rules_at_cost(
+    scorer: Scorer, folder: Path, model: Model, planned: dict[float, Predictions]
+) -> dict[float, Rule]:
+    """For each planned point's budget, the rule by which a model of a dial has its mean cost."""
+    rules, least = {}, (budget_range(model.config) or (0.0, 1.0))[0]
+    for budget, made in planned.items():
+        wanted = min(scorer.mean_cost(made.cost), 1.0)
+        if wanted < least:
+            logger.info("%s has no budget of %.3f: its least is %.3f.", folder, wanted, least)
+            continue
+        rules[budget] = resolve_rule(model.config, wanted)
+    return rules
+
+
 def _planned_points(
     scorer: Scorer, folder: Path, planned: dict[float, Predictions]
 ) -> list[Variant]:
     """At budgets that are the planned points' mean cost, split between layers and tokens."""
     model, points = Model.from_pretrained(folder), []
     execute = model.executor("packed")
-    for budget, made in planned.items():
-        wanted, dial = min(scorer.mean_cost(made.cost), 1.0), budget_range(model.config)
-        if dial and wanted < dial[0]:
-            logger.info("%s has no budget of %.3f: its least is %.3f.", folder, wanted, dial[0])
-            continue
-        rule = resolve_rule(model.config, wanted)
+    for budget, rule in rules_at_cost(scorer, folder, model, planned).items():
         point = scorer.point(PLANNED, budget, [run_split(scorer.run, scorer.split, execute, rule)])
         point["trained_at"] = trained_at(folder, PLANNED)
         points.append(Variant(point, model.executor, rule))

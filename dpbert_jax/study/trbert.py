@@ -7,7 +7,8 @@ selectors; and selectors follow the policy gradient, with the mean reward of a t
 baseline. In the first half of either phase's steps one of the draws copies an expert: as many
 tokens as the selector would keep on the mean, those of the largest gradients. Beside a planner it
 is the run's own model that learns so, under its planner's plans at budgets from its range, and
-behind it a dial is found (`study.token_dial`) that splits a budget between layers and tokens.
+behind it a dial is found (`study.token_dial`) that splits a budget between layers and tokens. The
+rows that run all layers there, a quarter, keep all tokens as well, for the top of that dial.
 
 Ours: the phases have the steps that the run took after its dense model, half each; the expert's
 gradients are the loss's at the states before the first selector, of the model as it is then, not

@@ -95,6 +95,12 @@ def test_every_variant_has_its_points(swept):
     assert [(point["budget"], point["trained_at"]) for point in both] == [
         (budget, f"alpha {alpha}") for alpha in (0.5, 2) for budget in (0.5, 0.7, 0.85, 1.0)
     ]
+    below = [point for point in both if point["budget"] < 1]
+    for control in ("planned_trbert_random", "planned_trbert_importance"):
+        for own, other in zip(below, of(report, control), strict=True):
+            assert other["budget"] == own["budget"] and other["trained_at"] == own["trained_at"]
+            assert other["cost"] == pytest.approx(own["cost"], rel=1e-3)
+            assert other["mean_layers"] == pytest.approx(own["mean_layers"])
     assert [point["budget"] for point in of(report, "bank")] == [
         0.7,
         0.85,
