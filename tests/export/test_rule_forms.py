@@ -118,6 +118,9 @@ def torch_form(plan_rule):
         stem_layers=CONFIG.stem_layers,
         least=CONFIG.min_gates,
     )
+    own.selected = []
+    own._stays = lambda: form._stays(own)
+    own._interpolated = lambda budget, values: form._interpolated(own, budget, values)
     own._threshold = lambda budget: form._threshold(own, budget)
     return lambda logits, budget: form._gates(
         own, torch.from_numpy(logits), budget, plan_rule
