@@ -15,7 +15,7 @@ from dpbert_jax.policies.cost import COST_UNITS
 from dpbert_jax.policies.rule import budget_range
 
 REMOTE = Path(__file__).parent / "remote"
-CODE = ("configuration_dpbert.py", "modeling_dpbert.py")
+CODE = ("configuration_dpbert.py", "modeling_dpbert.py", "modules_dpbert.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_dpbert.DPBertConfig",
     "AutoModelForSequenceClassification": "modeling_dpbert.DPBertForSequenceClassification",

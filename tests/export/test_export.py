@@ -17,13 +17,14 @@ from dpbert_jax.export import command as cli
 from dpbert_jax.export import onnx_format
 from dpbert_jax.export.arguments import ExportArguments
 from dpbert_jax.export.formats import ExportOptions
+from dpbert_jax.export.torch_folder import CODE
 from dpbert_jax.export.verify import TOLERANCE, on_edge
 from dpbert_jax.export_formats import export_format
 from dpbert_jax.inference import Rule
 from dpbert_jax.model import Model
 
 FILES = {
-    "huggingface": {"model.safetensors", "modeling_dpbert.py", "configuration_dpbert.py"},
+    "huggingface": {"model.safetensors", *CODE},
     "onnx": {"model.onnx"},
     "stablehlo": {"model.stablehlo"},
 }
